@@ -1,0 +1,1 @@
+"""The nouns that every layer shares: time, money, quantities, offerings, errors. Standard library only."""
