@@ -1,0 +1,73 @@
+"""The home folder: where each file of this machine's controller lies, and the token that lets callers in.
+
+    token           bearer token of the REST API (0600)
+    server.json     where the running controller and Ray are
+    lock            held while a controller is being started or stopped
+    journal.sqlite  the journal
+    controller.log  what the controller says
+    ray/            Ray's own token
+    jobs/<uid>/     logs/, checkpoints/ and model/ of a job
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from orchestrator.domain.errors import StorageError
+
+
+class Home:
+    """Paths under `$ORCHESTRATE_HOME`; `prepare` makes the folder (0700) and the token."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.token_file = path / "token"
+        self.server_file = path / "server.json"
+        self.lock_file = path / "lock"
+        self.journal_file = path / "journal.sqlite"
+        self.log_file = path / "controller.log"
+        self.ray = path / "ray"
+        self.jobs = path / "jobs"
+
+    def run_dir(self, uid: str) -> Path:
+        return self.jobs / uid
+
+    def prepare(self) -> None:
+        """Make what is missing. Raises `StorageError` when the folder cannot be written."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.jobs.mkdir(exist_ok=True)
+            self.ray.mkdir(mode=0o700, exist_ok=True)
+            if not self.token_file.exists():
+                self._write_token()
+        except OSError as error:
+            raise StorageError(
+                f"the home folder {self.path} cannot be written ({error.strerror or error})",
+                hint="make room or set ORCHESTRATE_HOME to a folder that you can write to",
+            ) from error
+
+    def token(self) -> str | None:
+        """The token, or None when no controller was ever started here."""
+        try:
+            return self.token_file.read_text(encoding="ascii").strip() or None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(
+                f"the token {self.token_file} cannot be read ({error.strerror or error})", hint="it belongs to another user?"
+            ) from error
+
+    def _write_token(self) -> None:
+        """Whoever links it first wins, so that two starters agree on one token, which is never seen half-written."""
+        aside = self.path / f"token.{os.getpid()}"
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        try:
+            os.link(aside, self.token_file)
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()

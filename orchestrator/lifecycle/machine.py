@@ -1,0 +1,316 @@
+"""The transition table.
+
+A handler stands for each pair (phase, event) that may occur; a pair that is missing is an `InternalError` that prints
+the job's story. A request that makes no sense in a phase (suspend an ended job) is not an error of ours: it is a
+`Refusal` that the caller shows. Events of an attempt that is no longer the present one are stale and change nothing.
+
+Work and money: a checkpoint settles the training time up to `covers_ns` as useful. When an attempt ends, what it
+trained after its last checkpoint is lost; when it succeeds, the rest is useful, since the final model is durable. What
+was settled stays settled: if a later attempt has to start before the newest settled step (its checkpoint was refused),
+the time until that step is reached again is lost work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.domain.errors import InternalError
+from orchestrator.lifecycle import events as on
+from orchestrator.lifecycle.commands import (
+    BookActivity,
+    Command,
+    HoldMachines,
+    KillAttempt,
+    ReleaseMachines,
+    SaveCheckpoint,
+    SettleWork,
+    StartAttempt,
+    StopAttempt,
+)
+from orchestrator.lifecycle.reasons import Budget, TerminationReason
+from orchestrator.lifecycle.state import Activity, JobState, Phase, StoryEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What `spec.failure` allows. None means unlimited."""
+
+    max_restarts: int = 0
+    max_preemptions: int | None = None
+    max_fruitless_attempts: int = 5
+    """Lost attempts in a row without one new step, after which the job is in a crash loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    state: JobState
+    commands: tuple[Command, ...] = ()
+    entry: StoryEntry | None = None
+    """None when the event was stale and changed nothing."""
+
+
+class Refusal(Exception):  # noqa: N818 - it is a refusal, not an error of the machine
+    """A request that the job's phase does not allow; the message is for the user."""
+
+
+_Result = tuple[JobState, Sequence[Command], str, str]
+"""new state, commands, reason, message"""
+_Handler = Callable[[JobState, on.Event, Limits], _Result]
+
+
+def transition(state: JobState | None, event: on.Event, limits: Limits, story: Sequence[StoryEntry] = ()) -> Decision:
+    """The next state and what to do. Raises `Refusal` for a request that cannot be met and `InternalError` for a pair
+    that must not occur; neither changes anything."""
+    if state is None:
+        if not isinstance(event, on.Submitted):
+            raise InternalError(f"{type(event).__name__} for a job that was never submitted")
+        return _submitted(event)
+    if isinstance(event, on.AttemptEvent):
+        if state.phase.ended or not state.phase.holds_machines or event.attempt != state.attempt:
+            return Decision(state)
+        state = replace(state, attempt_seen=True)
+    handler = _TABLE.get((state.phase, type(event)))
+    if handler is None:
+        told = "\n  ".join(str(entry) for entry in story)
+        raise InternalError(f"no transition from {state.phase} on {type(event).__name__}; the story so far:\n  {told}")
+    after, commands, reason, message = handler(state, event, limits)
+    if after.phase != state.phase:
+        after = replace(after, phase_since_ns=event.at_ns)
+    entry = StoryEntry(event.at_ns, type(event).__name__, state.phase, after.phase, reason, message)
+    return Decision(after, tuple(commands), entry)
+
+
+def _submitted(event: on.Submitted) -> Decision:
+    phase = Phase.SUSPENDED if event.suspended else Phase.PENDING
+    message = "accepted, and suspended as the job file asks" if event.suspended else "accepted"
+    state = JobState(phase, event.at_ns, event.at_ns, event.workers, message=message)
+    return Decision(state, (), StoryEntry(event.at_ns, "Submitted", "", phase, "Submitted", message))
+
+
+def _queued(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.Queued)
+    return replace(state, phase=Phase.QUEUED, message=event.message), (), "Queued", event.message
+
+
+def _admitted(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.Admitted)
+    first = state.attempt == 0
+    attempt = state.attempt + 1
+    activity = Activity.PROVISIONING if first else Activity.RESTART
+    after = _new_attempt(state, Phase.PROVISIONING if first else Phase.RECOVERING, attempt, event.message)
+    commands = (HoldMachines(state.workers), BookActivity(activity, event.at_ns), StartAttempt(attempt))
+    return replace(after, fruitless_attempts=0), commands, "Admitted", event.message
+
+
+def _new_attempt(state: JobState, phase: Phase, attempt: int, message: str) -> JobState:
+    return replace(
+        state, phase=phase, attempt=attempt, attempt_seen=False, attempt_step=0, restored_step=None, message=message
+    )
+
+
+def _too_large(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.TooLargeForCluster)
+    return _end(state, event, TerminationReason.NO_CAPACITY, event.message, ())
+
+
+def _start_deadline(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.StartDeadlinePassed)
+    return _end(state, event, TerminationReason.START_DEADLINE_EXCEEDED, event.message, ())
+
+
+def _end(
+    state: JobState, event: on.Event, reason: TerminationReason, message: str, commands: Sequence[Command]
+) -> _Result:
+    phase = reason.consequence.phase
+    text = " ".join(part for part in (reason.consequence.sentence, message) if part)
+    ended_ns = event.at_ns if phase.ended else None
+    after = replace(state, phase=phase, stopping=None, ended_ns=ended_ns, reason=reason.value, message=text)
+    return after, commands, reason.value, text
+
+
+def _restored(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.CheckpointRestored)
+    place = f"continues from step {event.step} ({event.uri})" if event.uri else "starts from the beginning"
+    message = f"attempt {event.attempt} {place}"
+    return replace(state, restored_step=event.step, attempt_step=event.step, message=message), (), "Restored", message
+
+
+def _first_step(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.FirstStepDone)
+    message = f"attempt {event.attempt} trains; its first step was {event.step}"
+    after = replace(
+        state,
+        phase=Phase.RUNNING,
+        step=max(state.step, event.step),
+        attempt_step=event.step,
+        started_ns=state.started_ns if state.started_ns is not None else event.at_ns,
+        message=message,
+    )
+    return after, (BookActivity(Activity.TRAINING, event.at_ns),), "Training", message
+
+
+def _committed(state: JobState, event: on.Event, _: Limits) -> _Result:
+    assert isinstance(event, on.CheckpointCommitted)
+    after = replace(
+        state,
+        step=max(state.step, event.step),
+        attempt_step=max(state.attempt_step, event.step),
+        checkpoint_step=event.step,
+        checkpoint_uri=event.uri,
+        checkpoint_ns=event.at_ns,
+        settled_step=max(state.settled_step, event.step),
+    )
+    settle = SettleWork(event.covers_ns, useful=event.step > state.settled_step)
+    return after, (settle,), "CheckpointCommitted", f"step {event.step}: {event.uri}"
+
+
+def _caught_up(state: JobState, event: on.Event, _: Limits) -> _Result:
+    message = f"step {state.settled_step} is reached again; what was redone until here is lost work"
+    return state, (SettleWork(event.at_ns, useful=False),), "CaughtUp", message
+
+
+def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
+    assert isinstance(event, on.AttemptEnded)
+    reason = TerminationReason(event.reason)
+    progressed = event.step > state.step or state.phase is Phase.RUNNING and state.attempt_step > (state.restored_step or 0)
+    step = max(state.step, event.step)
+    state = replace(state, step=step, attempt_step=max(state.attempt_step, event.step))
+    release = (BookActivity(Activity.SHUTDOWN, event.at_ns), ReleaseMachines())
+    if reason.consequence.phase is Phase.SUCCEEDED:
+        return _end(state, event, reason, event.message, (SettleWork(event.at_ns, useful=True), *release))
+    lost = SettleWork(event.at_ns, useful=False)
+    if state.stopping is not None:
+        why = TerminationReason(state.stopping)
+        after, commands, word, message = _end(state, event, why, "", (lost, *release))
+        return after, commands, word, message
+    if not reason.consequence.retried:
+        return _end(state, event, reason, event.message, (lost, *release))
+    if reason.consequence.budget is Budget.APPLICATION:
+        if state.application_restarts >= limits.max_restarts:
+            allowed = f"spec.failure.maxRestarts allows {limits.max_restarts} restarts after errors."
+            return _end(state, event, reason, f"{event.message} {allowed}".strip(), (lost, *release))
+        state = replace(state, application_restarts=state.application_restarts + 1)
+    elif reason.consequence.budget is Budget.PREEMPTION:
+        if limits.max_preemptions is not None and state.preemption_restarts >= limits.max_preemptions:
+            exhausted = TerminationReason.PREEMPTIONS_EXHAUSTED
+            return _end(state, event, exhausted, f"Last: {reason.value}. {event.message}", (lost, *release))
+        state = replace(state, preemption_restarts=state.preemption_restarts + 1)
+    fruitless = 0 if progressed else state.fruitless_attempts + 1
+    if fruitless >= limits.max_fruitless_attempts:
+        last = f"{fruitless} in a row; last: {reason.value}. {event.message}"
+        return _end(state, event, TerminationReason.CRASH_LOOP, last, (lost, *release))
+    attempt = state.attempt + 1
+    text = " ".join(part for part in (reason.consequence.sentence, event.message) if part)
+    message = f"{text} Attempt {attempt} follows."
+    after = replace(_new_attempt(state, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
+    delay = 0.0 if fruitless <= 1 else float(2 ** (fruitless - 1))
+    commands = (lost, BookActivity(Activity.RESTART, event.at_ns), StartAttempt(attempt, delay))
+    return after, commands, reason.value, message
+
+
+def _cancel_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
+    return _end(state, event, TerminationReason.CANCELLED, "", ())
+
+
+def _cancel_holding(state: JobState, event: on.Event, _: Limits) -> _Result:
+    message = "cancelling: the workers are asked to stop"
+    after = replace(state, stopping=TerminationReason.CANCELLED.value, message=message)
+    return after, (StopAttempt(state.attempt, save=False),), "CancelRequested", message
+
+
+def _suspend_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
+    return _end(state, event, TerminationReason.SUSPENDED, "", ())
+
+
+def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> _Result:
+    if state.stopping == TerminationReason.CANCELLED.value:
+        raise Refusal("the job is being cancelled")
+    message = "suspending: the workers are asked to save and stop"
+    after = replace(state, stopping=TerminationReason.SUSPENDED.value, message=message)
+    return after, (StopAttempt(state.attempt, save=True),), "SuspendRequested", message
+
+
+def _suspend_suspended(state: JobState, _: on.Event, __: Limits) -> _Result:
+    return state, (), "SuspendRequested", "the job is suspended already"
+
+
+def _resume(state: JobState, _: on.Event, __: Limits) -> _Result:
+    message = "resumed; waits for room"
+    return replace(state, phase=Phase.PENDING, reason=None, message=message), (), "ResumeRequested", message
+
+
+def _resume_active(state: JobState, _: on.Event, __: Limits) -> _Result:
+    if state.stopping is not None:
+        raise Refusal("the job is still stopping; try again when it is Suspended")
+    raise Refusal(f"the job is not suspended; it is {state.phase}")
+
+
+def _checkpoint(state: JobState, _: on.Event, __: Limits) -> _Result:
+    return state, (SaveCheckpoint(state.attempt),), "CheckpointRequested", "a checkpoint is asked for"
+
+
+def _checkpoint_elsewhere(state: JobState, _: on.Event, __: Limits) -> _Result:
+    raise Refusal(f"the job does not train now; it is {state.phase}")
+
+
+def _overdue(state: JobState, _: on.Event, __: Limits) -> _Result:
+    message = "the workers did not stop in time and are killed"
+    return replace(state, message=message), (KillAttempt(state.attempt),), "StopOverdue", message
+
+
+def _refuse_ended(state: JobState, _: on.Event, __: Limits) -> _Result:
+    raise Refusal(f"the job has ended; it is {state.phase}")
+
+
+_WAITING = (Phase.PENDING, Phase.QUEUED)
+_HOLDING = (Phase.PROVISIONING, Phase.RECOVERING, Phase.RUNNING)
+_ENDED = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+
+_TABLE: dict[tuple[Phase, type[on.Event]], _Handler] = {
+    **{(phase, on.Queued): _queued for phase in _WAITING},
+    **{(phase, on.Admitted): _admitted for phase in _WAITING},
+    **{(phase, on.TooLargeForCluster): _too_large for phase in _WAITING},
+    **{(phase, on.StartDeadlinePassed): _start_deadline for phase in _WAITING},
+    **{(phase, on.CancelRequested): _cancel_waiting for phase in (*_WAITING, Phase.SUSPENDED)},
+    **{(phase, on.SuspendRequested): _suspend_waiting for phase in _WAITING},
+    (Phase.SUSPENDED, on.SuspendRequested): _suspend_suspended,
+    (Phase.SUSPENDED, on.ResumeRequested): _resume,
+    **{(phase, on.ResumeRequested): _resume_active for phase in (*_WAITING, *_HOLDING)},
+    **{(phase, on.CheckpointRestored): _restored for phase in _HOLDING},
+    **{(phase, on.FirstStepDone): _first_step for phase in _HOLDING},
+    **{(phase, on.CheckpointCommitted): _committed for phase in _HOLDING},
+    **{(phase, on.AttemptEnded): _attempt_ended for phase in _HOLDING},
+    (Phase.RUNNING, on.CaughtUp): _caught_up,
+    **{(phase, on.StopOverdue): _overdue for phase in _HOLDING},
+    **{(phase, on.CancelRequested): _cancel_holding for phase in _HOLDING},
+    **{(phase, on.SuspendRequested): _suspend_holding for phase in _HOLDING},
+    (Phase.RUNNING, on.CheckpointRequested): _checkpoint,
+    **{
+        (phase, on.CheckpointRequested): _checkpoint_elsewhere
+        for phase in (*_WAITING, Phase.PROVISIONING, Phase.RECOVERING, Phase.SUSPENDED)
+    },
+    **{
+        (phase, request): _refuse_ended
+        for phase in _ENDED
+        for request in (on.CancelRequested, on.SuspendRequested, on.ResumeRequested, on.CheckpointRequested)
+    },
+}
+
+
+def check_invariants(state: JobState) -> None:
+    """Raise `InternalError` when a state contradicts itself; tests call it after every transition."""
+    rules = {
+        "an ended job has an end time, and no other has one": state.phase.ended == (state.ended_ns is not None),
+        "an ended job has a reason": not state.phase.ended or state.reason is not None,
+        "a job that holds machines has an attempt": not state.phase.holds_machines or state.attempt >= 1,
+        "only a job that holds machines is stopping": state.stopping is None or state.phase.holds_machines,
+        "a running job has started": state.phase is not Phase.RUNNING or state.started_ns is not None,
+        "an attempt is never ahead of the job": state.attempt_step <= max(state.step, state.restored_step or 0),
+        "restarts do not outnumber attempts": state.application_restarts + state.preemption_restarts
+        <= max(0, state.attempt - 1) + (1 if state.phase.ended else 0),
+        "a time does not precede the submission": state.phase_since_ns >= 0 and state.workers >= 1,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise InternalError(f"broken invariant: {rule}; {state}")

@@ -1,0 +1,92 @@
+"""The port to whatever runs the workers.
+
+An engine runs one attempt of one gang: it starts the workers, calls the worker loop (named as a string, so that no
+engine imports the training code) on every rank, passes on what the ranks send, shows them what is wished for, and says
+how the attempt ended. It never retries, resizes or chooses a checkpoint: those decisions belong to the lifecycle, and
+where to continue is found by the worker loop in the checkpoint store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+WORKER_LOOP = "orchestrator.training.worker:run"
+
+Events = Sequence[Mapping[str, Any]]
+"""Worker events: JSON-able mappings with a `kind` (see docs/worker-events.md)."""
+Listener = Callable[[Events], None]
+"""Called from any thread; must return quickly."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One attempt of a gang. `assignment` is handed to every rank unchanged."""
+
+    uid: str
+    namespace: str
+    name: str
+    attempt: int
+    workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+    memory_bytes_per_worker: int | None
+    worker_loop: str
+    assignment: Mapping[str, Any]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def world_size(self) -> int:
+        return self.workers * max(1, self.gpus_per_worker)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. `reason` is a value of lifecycle's TerminationReason; `result` is rank 0's return value."""
+
+    reason: str
+    message: str
+    result: Mapping[str, Any] | None = None
+
+
+class WishBoard:
+    """What the gang is asked for. Written by the driver, read by the engine's links; safe over threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._checkpoint = 0
+        self._stop = False
+        self._changed = threading.Condition(self._lock)
+
+    def wish_checkpoint(self) -> None:
+        """One more `save now` request."""
+        with self._changed:
+            self._checkpoint += 1
+            self._changed.notify_all()
+
+    def wish_stop(self) -> None:
+        """Save and return."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+
+    def read(self) -> tuple[int, bool]:
+        """(`save now` requests so far, whether to stop)."""
+        with self._lock:
+            return self._checkpoint, self._stop
+
+
+class Engine(Protocol):
+    """Runs one attempt at a time."""
+
+    name: str
+
+    def run(self, request: RunRequest, listener: Listener, wishes: WishBoard) -> Outcome:
+        """Run the gang and block until none of its processes is left. Never raises for what happens to the workers."""
+        ...
+
+    def kill(self) -> None:
+        """From another thread: end the gang that `run` is running, whatever it does. Harmless when there is none."""
+        ...
