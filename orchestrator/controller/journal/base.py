@@ -41,6 +41,8 @@ class JobRecord:
     result: Mapping[str, Any] | None = None
     samples_kept: int = 0
     """Samples trained by the steps up to the newest step, each counted once."""
+    cost: Mapping[str, Any] | None = None
+    """`status.cost` of a job that holds no machines, so that nobody has to fold its ledger again; None while it holds."""
 
     def with_state(self, state: JobState) -> JobRecord:
         return replace(self, state=state)
@@ -65,11 +67,9 @@ class Commit:
     story: list[tuple[str, StoryEntry]] = field(default_factory=list)
     ledger: list[tuple[str, Entry]] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
-    """uids whose every row is deleted (the job's retention has ended)."""
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.story or self.ledger or self.steps or self.forgotten)
+        return bool(self.jobs or self.story or self.ledger or self.steps)
 
 
 class Journal(Protocol):
