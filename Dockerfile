@@ -21,7 +21,6 @@ COPY constraints.txt ./
 RUN pip install -c constraints.txt ${TORCH_PIP_ARGS} torch
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY deepspeed_configs deepspeed_configs
-COPY examples examples
 COPY orchestrator orchestrator
 RUN pip install -c constraints.txt ".[train,postgres,kubernetes]"
 

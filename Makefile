@@ -58,7 +58,7 @@ demo: $(DEMO_STAMP) ## Fine-tune a real encoder on real reviews, on this machine
 	@echo "to stop them now: $(BIN)/orchestrate server stop"
 
 # --- tests -------------------------------------------------------------------
-.PHONY: test test-pure faults test-cluster
+.PHONY: test test-pure faults
 test: $(DEMO_STAMP) ## All tests but faults, cluster and bench (stays under 15 minutes)
 	$(BIN)/python -m pytest -m "$(NOT_IN_TEST)" $(PYTEST_ARGS)
 
@@ -69,13 +69,20 @@ faults: $(DEMO_STAMP) ## Kills and soaks
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 # --- checks ------------------------------------------------------------------
-.PHONY: check format
-check: $(STAMP) ## Format, lint, types, import contracts, spelling, test claims
+CHECKS := check-format check-lint check-types check-imports check-spelling check-claims
+.PHONY: check format $(CHECKS)
+check: $(CHECKS) ## Format, lint, types, import contracts, spelling, test claims (make -k check: all complaints)
+check-format: $(STAMP)
 	$(BIN)/ruff format --check .
+check-lint: $(STAMP)
 	$(BIN)/ruff check .
+check-types: $(STAMP)
 	$(BIN)/mypy
+check-imports: $(STAMP)
 	$(BIN)/lint-imports
+check-spelling: $(STAMP)
 	$(BIN)/codespell
+check-claims: $(STAMP)
 	$(BIN)/interrogate --quiet tests || $(BIN)/interrogate -vv --omit-covered-files tests
 
 format: $(STAMP) ## Let ruff format and mend what it can

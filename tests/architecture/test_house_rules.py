@@ -100,13 +100,23 @@ def test_every_direct_dependency_is_pinned(repository: Path) -> None:
 
 
 def test_wheel_ships_the_presets(repository: Path, tmp_path: Path) -> None:
-    """A built wheel holds every DeepSpeed preset beside the code that reads it, and the typing marker."""
+    """A built wheel holds the typing marker and every DeepSpeed preset, and the code in it finds them there."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=repository, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")
-    shipped = set(zipfile.ZipFile(wheel).namelist())
-    presets = {path.name for path in (repository / "deepspeed_configs").iterdir() if path.is_file()}
-    assert presets
-    assert {f"orchestrator/training/deepspeed_configs/{name}" for name in presets} <= shipped
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(installed)
+    assert {name.partition("/")[0] for name in shipped} == {"orchestrator"}
     assert "orchestrator/py.typed" in shipped
-    assert {name.partition("/")[0] for name in shipped if ".dist-info/" not in name} == {"orchestrator"}
+
+    script = (
+        "from orchestrator.training import presets; print(presets.presets_folder()); print(*presets.preset_names())"
+    )
+    run = [sys.executable, "-c", script]
+    found = subprocess.run(
+        run, cwd=installed, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.splitlines()
+    assert Path(found[0]) == installed / "orchestrator" / "training" / "deepspeed_configs"
+    assert found[1].split() == sorted(path.stem for path in (repository / "deepspeed_configs").glob("*.json"))
