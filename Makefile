@@ -28,7 +28,7 @@ NOT_IN_TEST := not faults and not cluster and not bench
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-zA-Z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-zA-Z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s/^bench-%/bench-NAME/' | expand -t 16
 
 # --- environment -------------------------------------------------------------
 $(STAMP): pyproject.toml constraints.txt
@@ -102,6 +102,6 @@ gpu-smoke: $(DEMO_STAMP) ## One GPU, bf16, ZeRO-2 and 3 with offload; says so an
 
 # --- away with it ------------------------------------------------------------
 .PHONY: clean
-clean: ## Remove .venv and every cache (not your $$ORCHESTRATE_HOME)
+clean: ## Remove .venv and every cache (not your ORCHESTRATE_HOME)
 	rm -rf $(VENV) .make build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
