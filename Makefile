@@ -37,6 +37,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "no venv module here; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -n "$(TORCH_PIP_ARGS)" || command -v nvidia-smi >/dev/null \
+	  || echo "no NVIDIA driver here: if pip brings a CUDA build of torch, see 'Without gigabytes of CUDA' in README.md"
 	@$(PIP) -c constraints.txt $(TORCH_PIP_ARGS) torch
 	@$(PIP) -c constraints.txt -e ".[train,postgres,kubernetes,dev]"
 	@touch $@
