@@ -1,0 +1,1 @@
+"""Inside a worker: data, model, DeepSpeed engine, checkpoints, evaluation. Names of heavy libraries load late."""

@@ -1,0 +1,100 @@
+"""What must be set in a worker's process before torch, transformers and DeepSpeed are used. The edge to os.environ.
+
+Runs in a torchrun process or in a thread of a Ray actor, so it installs no signal handlers and never exits the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.training.hardware import Hardware, read_cpu_flags
+
+
+def process_environment() -> MutableMapping[str, str]:
+    """The process' environment; everything else takes a mapping."""
+    return os.environ
+
+
+def prepare(run_dir: Path, threads: int, environ: MutableMapping[str, str], *, clean_locks: bool) -> None:
+    """Set what the libraries read at import: no network, no extra threads, a JIT folder of the job's own.
+
+    `clean_locks` (one rank a machine): remove the lock files of a JIT build that was killed. With them in place every
+    later run waits for ever, in silence; the folder belongs to this job alone, so nobody else can hold them.
+    """
+    extensions = run_dir / "torch_extensions"
+    environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    environ.setdefault("OMP_NUM_THREADS", str(threads))
+    environ["RAYON_NUM_THREADS"] = str(threads)
+    environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    environ.setdefault("HF_HUB_OFFLINE", "1")
+    environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if clean_locks:
+        remove_stale_locks(extensions)
+
+
+def remove_stale_locks(extensions: Path) -> list[Path]:
+    """Delete `lock` files below a JIT folder; returns them."""
+    locks = [path for path in extensions.rglob("lock") if path.is_file()]
+    for lock in locks:
+        lock.unlink(missing_ok=True)
+    return locks
+
+
+def import_deepspeed(environ: MutableMapping[str, str], *, cpu: bool) -> Any:
+    """The DeepSpeed module, imported for the right accelerator, quiet, and without JIT builds that need a compiler."""
+    if cpu:
+        environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    if cpu:
+        forbid_shared_memory_op(deepspeed)
+    return deepspeed
+
+
+def forbid_shared_memory_op(deepspeed: Any) -> None:
+    """Keep `init_distributed` from compiling `deepspeed_shm_comm`, a shared-memory all-reduce for CPUs.
+
+    It wants ninja and a C++ compiler, takes 42 s cold, and raises where either is missing. The table is DeepSpeed's own
+    (0.19 reads it in `deepspeed.comm.torch.build_shm_op`); a test holds us to it.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def detect(torch: Any, local_rank: int) -> Hardware:
+    """What this rank computes on."""
+    if torch.cuda.is_available():
+        index = local_rank % torch.cuda.device_count()
+        return Hardware("cuda", torch.cuda.get_device_name(index), capability=torch.cuda.get_device_capability(index))
+    try:
+        name, flags = read_cpu_flags(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        name, flags = "this CPU", frozenset()
+    return Hardware("cpu", name, cpu_flags=flags)
+
+
+def ranks(environ: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """(rank, local rank, world size, local world size) as the launcher set them; a lone process without them."""
+    names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)
+    rank, local_rank, world_size, local_world_size = (int(environ.get(name, default)) for name, default in names)
+    return rank, local_rank, world_size, local_world_size
+
+
+def lone_process_defaults(environ: MutableMapping[str, str], port: int) -> None:
+    """What `env://` rendezvous needs when nobody set it: one process, meeting itself."""
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        environ.setdefault(name, value)
+
+
+def has_compiler(environ: Mapping[str, str]) -> bool:
+    """True when DeepSpeed's own operators could be built: ninja and a C++ compiler are on PATH."""
+    path = environ.get("PATH")
+    return shutil.which("ninja", path=path) is not None and any(shutil.which(name, path=path) for name in ("c++", "g++"))

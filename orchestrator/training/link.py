@@ -1,0 +1,102 @@
+"""The wire between a worker and whoever started it: events out, wishes in.
+
+An engine provides an object of the shape `Link`. `JournalLink` is the one for a run without an engine (torchrun): events
+go to a JSON-lines file in the run's folder, rank 0 prints a line for people, and signals become wishes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the controller wants from a worker by now."""
+
+    checkpoint: int = 0
+    """How many times somebody asked to save now, since the job's attempt began."""
+    stop: bool = False
+    """Save, and return `stopped`."""
+
+
+class Link(Protocol):
+    def send(self, event: dict[str, Any]) -> None:
+        """Hand over an event. Never blocks, never raises."""
+        ...
+
+    def wishes(self) -> Wishes:
+        """What is wished by now. Cheap: called once a step."""
+        ...
+
+    def close(self) -> None:
+        """Flush what was sent, in bounded time."""
+        ...
+
+
+class JournalLink:
+    """Events of one rank as JSON lines in a file; with `screen`, a line for people as well.
+
+    `wish_checkpoint` and `wish_stop` may be called from a signal handler.
+    """
+
+    def __init__(self, path: Path, screen: TextIO | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._screen = screen
+        self._checkpoint_wishes = 0
+        self._stop = False
+
+    def wish_checkpoint(self) -> None:
+        self._checkpoint_wishes += 1
+
+    def wish_stop(self) -> None:
+        self._stop = True
+
+    def send(self, event: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(event) + "\n")
+            self._file.flush()
+            if self._screen is not None and (line := for_people(event)) is not None:
+                self._screen.write(line + "\n")
+                self._screen.flush()
+        except (OSError, ValueError):  # a full disk or a closed pipe must not stop training; the link's contract
+            return
+
+    def wishes(self) -> Wishes:
+        return Wishes(self._checkpoint_wishes, self._stop)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def for_people(event: Mapping[str, Any]) -> str | None:
+    """One event as a line for a screen; None for those that people do not need one by one."""
+    match event["kind"]:
+        case "started":
+            return f"rank {event['rank']} on {event['device']}, {event['precision']}: {event['precision_reason']}"
+        case "stage":
+            return f"{event['stage']}: {event['seconds']:.1f} s"
+        case "restored":
+            refused = "".join(f"; refused {item['uri']}: {item['why']}" for item in event["refused"])
+            return (f"resumed at step {event['step']} from {event['uri']}" if event["uri"] else "from the beginning") + refused
+        case "plan":
+            return (
+                f"{event['total_steps']} steps, {event['train_samples']} samples, {event['parameters']:,} parameters, "
+                f"{event['world_size']} ranks x {event['micro_batch']} x {event['accumulation']}"
+            )
+        case "step":
+            return f"step {event['step']} epoch {event['epoch']:.2f} loss {event['loss']:.4f} lr {event['lr']:.2e}"
+        case "evaluation":
+            figures = " ".join(f"{name} {value:.4f}" for name, value in event["metrics"].items())
+            return f"step {event['step']} {event['split']}: {figures}"
+        case "checkpoint":
+            return f"step {event['step']} saved in {event['seconds']:.1f} s: {event['uri']}{' (best)' if event['best'] else ''}"
+        case "data":
+            return f"data: {event['train']} train, {event['validation']} validation, {event['test']} test"
+        case "log":
+            return "\n".join(event["lines"])
+    return None

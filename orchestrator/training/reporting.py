@@ -1,0 +1,35 @@
+"""Events of a worker, stamped with the time, and the clock that stages are measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.domain.clock import Clock, seconds_between
+from orchestrator.training.link import Link
+
+
+class Reporter:
+    """Sends events over a link; those marked as rank 0's are dropped elsewhere."""
+
+    def __init__(self, link: Link, clock: Clock, rank: int) -> None:
+        self.link = link
+        self.clock = clock
+        self.rank = rank
+
+    def every(self, kind: str, **fields: Any) -> None:
+        """An event that each rank sends."""
+        self.link.send({"kind": kind, **fields, "at_ns": self.clock.now_ns()})
+
+    def first(self, kind: str, **fields: Any) -> None:
+        """An event that only rank 0 sends."""
+        if self.rank == 0:
+            self.every(kind, **fields)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure one stage of the start-up; no event when it fails."""
+        start = self.clock.monotonic_ns()
+        yield
+        self.first("stage", stage=name, seconds=seconds_between(start, self.clock.monotonic_ns()))

@@ -1,0 +1,489 @@
+"""The built-in trainer: text-classification and causal-lm on transformers models with DeepSpeed.
+
+Each step: forward and backward over the rank's micro-batches, one small all-reduce, the optimizer's step. The all-reduce
+carries the loss, what is wished (save, stop), whether time has come to save, and whether a number was not finite; so all
+ranks take every decision at the same step, and a bad loss is known before the weights are touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator import storage
+from orchestrator.domain.clock import seconds_between
+from orchestrator.domain.errors import StorageError
+from orchestrator.spec.models import Data, Model
+from orchestrator.storage.checkpoints import storage_error
+from orchestrator.training import dataset, models, presets, tokens
+from orchestrator.training.agreement import Peers
+from orchestrator.training.assignment import Assignment
+from orchestrator.training.engine import Batches, evaluate, gradient_norm, initialize, set_learning_rate
+from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.order import SampleOrder, micro_batches, share
+from orchestrator.training.reporting import Reporter
+from orchestrator.training.saving import Progress, Saver, as_worker_failure
+from orchestrator.training.schedule import BatchPlan, learning_rate, plan_batch, warmup_steps
+from orchestrator.training.sources import read_rows
+
+LARGER_IS_BETTER = frozenset({"accuracy", "macro-f1"})
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data and tokenizer of a run, the same on every rank."""
+
+    tokenizer: Any
+    splits: dict[str, tokens.Tokens]
+    labels: tuple[str, ...]
+    counts: dict[str, Any]
+
+    def digest(self) -> str:
+        parts = [*(self.splits[name].digest() for name in dataset.SPLITS), *self.labels]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def prepare(model: Model, data: Data, working_dir: Path) -> Prepared:
+    """Read, clean, split and tokenise. Every rank does all of it: seconds for what fits in memory, and no shared folder."""
+    causal = model.task == "causal-lm"
+    places = {"source": data.source, "train": data.train, "validation": data.validation, "test": data.test}
+    files = {
+        name: read_rows(place.uri, place.format, data.cleaning.encoding, working_dir)
+        for name, place in places.items()
+        if place is not None
+    }
+    found = dataset.build(files, data, labelled=not causal)
+    texts = {name: [sample.text for sample in samples] for name, samples in found.splits.items()}
+    tokenizer = models.tokenizer_for(model, texts["train"], working_dir)
+    if causal:
+        splits = {name: tokens.pack(tokenizer, texts[name], data.max_length) for name in dataset.SPLITS}
+    else:
+        number = {label: index for index, label in enumerate(found.labels)}
+        splits = {
+            name: tokens.encode(tokenizer, texts[name], [number[s.label or ""] for s in samples], data.max_length)
+            for name, samples in found.splits.items()
+        }
+    if not len(splits["train"]):
+        raise WorkerFailed(Reason.DATA_INVALID, "the training texts hold no block of two tokens", "give more text")
+    return Prepared(tokenizer, splits, found.labels, found.counts)
+
+
+class Trainer:
+    """One rank of one attempt. `run` does everything; the other methods are its parts."""
+
+    def __init__(self, assignment: Assignment, reporter: Reporter, peers: Peers, torch: Any, deepspeed: Any, precision: str) -> None:
+        spec = assignment.spec
+        if spec.model is None or spec.data is None:
+            raise WorkerFailed(Reason.CONFIG_INVALID, "the built-in trainer needs spec.model and spec.data", "or set spec.entrypoint")
+        self.assignment = assignment
+        self.model_spec = spec.model
+        self.data_spec = spec.data
+        self.training = spec.training
+        self.reporter = reporter
+        self.peers = peers
+        self.torch = torch
+        self.deepspeed = deepspeed
+        self.precision = precision
+        self.causal = spec.model.task == "causal-lm"
+        stage = spec.deepspeed.stage
+        self.stage: int = stage if isinstance(stage, int) else (0 if peers.world_size == 1 else 2)
+        self.wishes_handled = 0
+
+    def run(self) -> dict[str, Any]:
+        """Train from the newest whole checkpoint to the end, evaluate, export."""
+        self._set_up()
+        outcome = self._train()
+        if outcome is not None:
+            return outcome
+        return self._finish()
+
+    # ---- start
+
+    def _set_up(self) -> None:
+        assignment, peers, reporter = self.assignment, self.peers, self.reporter
+        plan = plan_batch(self.training.global_batch_size, peers.world_size, self.training.micro_batch_size)
+        with reporter.stage("data"):
+            prepared = peers.settle(lambda: prepare(self.model_spec, self.data_spec, assignment.working_dir))
+            digests = peers.gather(prepared.digest())
+            if len(set(digests)) > 1:
+                odd = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+                raise WorkerFailed(Reason.DATA_INVALID, f"rank {odd} reads other data than rank 0", "give every worker the same files")
+        reporter.first("data", **prepared.counts, digest=digests[0])
+        self.plan, self.prepared = plan, prepared
+        self._plan_steps()
+        seed = self.training.seed
+        with reporter.stage("model"):
+            self.torch.manual_seed(seed)
+            model = peers.settle(
+                lambda: models.create(
+                    self.model_spec, prepared.labels, prepared.tokenizer, self.data_spec.max_length, assignment.working_dir
+                )
+            )
+            parameters = sum(p.numel() for p in model.parameters())
+            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
+        with reporter.stage("engine"):
+            config = presets.configuration(
+                self.stage,
+                assignment.spec.deepspeed.offload,
+                assignment.spec.deepspeed.config,
+                working_dir=assignment.working_dir,
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                world_size=plan.world_size,
+                precision=self.precision,
+                learning_rate=self.training.learning_rate,
+                weight_decay=self.training.weight_decay,
+                max_gradient_norm=self.training.max_gradient_norm,
+            )
+            self.model = model
+            self.engine = initialize(self.deepspeed, model, config)
+        pad = model.config.pad_token_id or 0
+        self.batches = {
+            name: Batches(self.torch, self.prepared.splits[name], causal=self.causal, pad=pad, device=peers.device)
+            for name in dataset.SPLITS
+        }
+        self._restore(shapes)
+        reporter.first(
+            "plan",
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            train_samples=len(self.prepared.splits["train"]),
+            world_size=plan.world_size,
+            micro_batch=plan.micro_batch,
+            accumulation=plan.accumulation,
+            parameters=parameters,
+            trainable_parameters=trainable,
+        )
+
+    def _plan_steps(self) -> None:
+        samples, batch = len(self.prepared.splits["train"]), self.plan.global_batch
+        self.steps_per_epoch = math.ceil(samples / batch)
+        total_samples = None
+        if self.training.max_steps is not None:
+            self.total_steps = self.training.max_steps
+        else:
+            total_samples = samples * (self.training.epochs or 1)
+            self.total_steps = math.ceil(total_samples / batch)
+        self.order = SampleOrder(samples, self.training.seed, batch, total_samples)
+        self.warmup = warmup_steps(self.training.warmup, self.total_steps)
+
+    def _restore(self, shapes: list[tuple[str, list[int]]]) -> None:
+        import transformers
+
+        assignment, peers = self.assignment, self.peers
+        identity = [self.prepared.digest(), self.plan.global_batch, self.training.seed, shapes]
+        self.saver = Saver(
+            torch=self.torch,
+            peers=peers,
+            uri=assignment.checkpoint_uri,
+            attempt=assignment.attempt,
+            stage=self.stage,
+            fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+            keep=assignment.spec.checkpoint.keep,
+            verify=assignment.spec.checkpoint.verify,
+            world=storage.World(self.plan.world_size, self.plan.micro_batch, self.plan.accumulation),
+            versions={
+                "torch": self.torch.__version__,
+                "deepspeed": self.deepspeed.__version__,
+                "transformers": transformers.__version__,
+            },
+        )
+        self.progress = Progress()
+        with self.reporter.stage("restore"):
+            found, refused = self.saver.newest()
+            self._seed_ranks()
+            if found is not None:
+                self.progress = self.saver.restore(self.engine, found)
+        self.last_saved = found
+        self.saved_at_ns = self.reporter.clock.monotonic_ns()
+        self.reporter.first(
+            "restored",
+            step=self.progress.step,
+            uri=None if found is None else str(found.folder),
+            refused=[{"uri": str(item.folder), "why": item.why} for item in refused],
+        )
+
+    def _seed_ranks(self) -> None:
+        """Dropout differs by rank; everything else that draws numbers does so before, from the job's seed."""
+        seed = self.training.seed + 1_000_003 * (self.peers.rank + 1)
+        self.torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    # ---- steps
+
+    def _train(self) -> dict[str, Any] | None:
+        """Run until the end (None), or until somebody wants the run to stop (its result)."""
+        clock = self.reporter.clock
+        self.engine.train()
+        first = clock.monotonic_ns()
+        while self.progress.step < self.total_steps and not self.progress.stopped_early:
+            start = clock.monotonic_ns()
+            decision = self._step()
+            covers_ns = clock.now_ns()
+            progress = self.progress
+            if first:
+                self.reporter.first("stage", stage="first_step", seconds=seconds_between(first, clock.monotonic_ns()))
+                first = 0
+            self.reporter.first(
+                "step",
+                step=progress.step,
+                epoch=progress.samples_seen / len(self.prepared.splits["train"]),
+                loss=decision.loss,
+                lr=decision.rate,
+                samples=decision.samples,
+                samples_seen=progress.samples_seen,
+                seconds=seconds_between(start, clock.monotonic_ns()),
+                **({} if decision.norm is None else {"grad_norm": decision.norm}),
+            )
+            improved = self._evaluate_if_due(decision.samples)
+            every = self.assignment.spec.checkpoint.every_steps
+            due = (
+                improved
+                or decision.save
+                or decision.stop
+                or progress.stopped_early
+                or progress.step == self.total_steps
+                or (every is not None and progress.step % every == 0)
+            )
+            if due:
+                self._save(covers_ns, best=improved, wish=decision.wish)
+            if decision.stop and progress.step < self.total_steps and not progress.stopped_early:
+                return {
+                    "outcome": "stopped",
+                    "reason": "Stopped",
+                    "step": progress.step,
+                    "metrics": progress.metrics,
+                    "model_uri": None,
+                }
+        return None
+
+    def _step(self) -> _Decision:
+        torch, peers, progress, plan = self.torch, self.peers, self.progress, self.plan
+        batches = self.batches["train"]
+        batch = self.order.batch(progress.step)
+        weight = batches.weight(batch)
+        scale = peers.world_size * plan.accumulation / weight
+        rate = learning_rate(self.training.learning_rate, self.training.schedule, progress.step, self.total_steps, self.warmup)
+        set_learning_rate(self.engine, rate)
+        total = torch.zeros((), dtype=torch.float64, device=peers.device)
+        parts = micro_batches(share(batch, peers.rank, peers.world_size), plan.micro_batch, plan.accumulation)
+        for number, part in enumerate(parts, start=1):
+            loss, _, _ = batches.loss_sum(self.engine, part)
+            total += loss.detach().double()
+            self.engine.backward(loss * scale)
+            if number < plan.accumulation:
+                self.engine.step()
+        decision = self._agree(float(total), weight, len(batch), rate)
+        self.engine.step()
+        decision.norm = gradient_norm(self.engine)
+        if decision.norm is not None and not math.isfinite(decision.norm):
+            if self.precision != "fp16":
+                raise self._non_finite("gradient", progress.step + 1)
+            decision.norm = None  # loss scaling skips such a step and halves its scale
+        progress.step += 1
+        progress.samples_seen += len(batch)
+        return decision
+
+    def _agree(self, loss_sum: float, weight: int, samples: int, rate: float) -> _Decision:
+        peers = self.peers
+        wishes = self.reporter.link.wishes()
+        finite = math.isfinite(loss_sum)
+        every_ns = self.assignment.spec.checkpoint.every_ns
+        time_due = (
+            peers.rank == 0
+            and every_ns is not None
+            and self.reporter.clock.monotonic_ns() - self.saved_at_ns >= every_ns
+        )
+        counts = [float(wishes.checkpoint) if rank == peers.rank else 0.0 for rank in range(peers.world_size)]
+        summed = peers.sum([loss_sum if finite else 0.0, not finite, wishes.stop, time_due, *counts])
+        if summed[1]:
+            raise self._non_finite("loss", self.progress.step + 1)
+        wish = int(max(summed[4:]))
+        asked = wish > self.wishes_handled
+        self.wishes_handled = wish
+        return _Decision(
+            loss=summed[0] / weight, samples=samples, rate=rate, stop=summed[2] > 0, save=asked or summed[3] > 0, wish=wish
+        )
+
+    def _non_finite(self, what: str, step: int) -> WorkerFailed:
+        good = "there is no checkpoint" if self.last_saved is None else f"the last good checkpoint is {self.last_saved.folder}"
+        return WorkerFailed(
+            Reason.NON_FINITE_LOSS,
+            f"the {what} of step {step} is not a finite number; {good}",
+            "lower training.learningRate, lengthen training.warmup, or look for odd samples; nothing was saved after it",
+        )
+
+    # ---- evaluation and saving
+
+    def _evaluate_if_due(self, samples: int) -> bool:
+        """Evaluate on validation when it is time; True when this is the best so far. Sets `stopped_early`."""
+        progress = self.progress
+        if not len(self.prepared.splits["validation"]):
+            return False
+        every = self.training.eval_every
+        train = len(self.prepared.splits["train"])
+        if isinstance(every, int):
+            due = progress.step % every == 0
+        else:
+            due = progress.samples_seen // train > (progress.samples_seen - samples) // train
+        if not due and progress.step < self.total_steps:
+            return False
+        progress.metrics = self._evaluate("validation")
+        stopping = self.training.early_stopping
+        metric = "loss" if stopping is None else stopping.metric
+        if metric not in progress.metrics:
+            raise WorkerFailed(
+                Reason.CONFIG_INVALID, f"training.earlyStopping.metric {metric} is not measured here", f"use one of {', '.join(progress.metrics)}"
+            )
+        value = progress.metrics[metric]
+        larger = metric in LARGER_IS_BETTER if stopping is None or stopping.mode == "Auto" else stopping.mode == "Max"
+        gain = math.inf if progress.best_value is None else (value - progress.best_value) * (1 if larger else -1)
+        if gain > (0.0 if stopping is None else stopping.min_delta):
+            progress.best_value, progress.best_step = value, progress.step
+            progress.evaluations_without_improvement = 0
+            return True
+        progress.evaluations_without_improvement += 1
+        if stopping is not None and progress.evaluations_without_improvement >= stopping.patience:
+            progress.stopped_early = True
+        return False
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        metrics = evaluate(
+            self.torch,
+            self.engine,
+            self.batches[split],
+            self.prepared.splits[split],
+            self.peers,
+            len(self.prepared.labels),
+            EVALUATION_BATCH,
+        )
+        self.reporter.first("evaluation", step=self.progress.step, split=split, metrics=metrics)
+        return metrics
+
+    def _save(self, covers_ns: int, *, best: bool, wish: int) -> None:
+        clock = self.reporter.clock
+        start = clock.monotonic_ns()
+        saved = self.saver.save(self.engine, self.progress, covers_ns=covers_ns, now_ns=clock.now_ns, best=best)
+        seconds = seconds_between(start, clock.monotonic_ns())
+        self.last_saved = saved
+        self.saved_at_ns = clock.monotonic_ns()
+        assert saved.manifest is not None
+        self.reporter.first(
+            "checkpoint",
+            step=self.progress.step,
+            uri=str(saved.folder),
+            bytes=saved.manifest.bytes,
+            seconds=seconds,
+            stall_seconds=seconds,
+            covers_ns=covers_ns,
+            wish=wish,
+            best=best,
+        )
+        self.saver.prune(saved)
+
+    # ---- the end
+
+    def _finish(self) -> dict[str, Any]:
+        """Take the best weights, evaluate them on test, write the model's folder."""
+        progress, peers = self.progress, self.peers
+        if progress.best_step is not None and progress.best_step != progress.step:
+            self._take_best(progress.best_step)
+        metrics = {f"validation_{name}": value for name, value in progress.metrics.items()}
+        if len(self.prepared.splits["test"]):
+            metrics |= {f"test_{name}": value for name, value in self._evaluate("test").items()}
+        folder = self._export(metrics)
+        reason = "EarlyStopped" if progress.stopped_early else "Completed"
+        return {
+            "outcome": "succeeded",
+            "reason": reason,
+            "step": progress.step,
+            "metrics": metrics,
+            "model_uri": str(folder) if peers.rank == 0 else None,
+        }
+
+    def _take_best(self, step: int) -> None:
+        def find() -> storage.Listed:
+            wanted = next((item for item in storage.list_checkpoints(self.saver.uri) if item.step == step), None)
+            checked = storage.verify(wanted.folder) if wanted is not None else None
+            if checked is None or not checked.whole:
+                why = "is gone" if checked is None else f"is refused: {checked.why}"
+                raise WorkerFailed(Reason.STORAGE_FAILED, f"the best checkpoint, of step {step}, {why}")
+            return checked
+
+        self.saver.load_weights(self.engine, self.peers.first(find))
+
+    def _export(self, metrics: dict[str, float]) -> Path:
+        """The model as a transformers folder (`run_dir/model`), written aside and renamed."""
+        final = self.assignment.run_dir / "model"
+        state = self._whole_weights()
+
+        def write() -> None:
+            partial = final.with_name(f"model.partial-{self.assignment.attempt}")
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                self.model.save_pretrained(partial, state_dict=state)
+                self.prepared.tokenizer.save_pretrained(partial)
+                facts = {"task": self.model_spec.task, "step": self.progress.step, "metrics": metrics, "precision": self.precision}
+                models.describe(partial, self.prepared.labels, facts)
+                files = storage.LocalFiles()
+                for name in files.tree(partial):
+                    files.sync(partial / name)
+                files.sync(partial)
+                shutil.rmtree(final, ignore_errors=True)
+                os.rename(partial, final)
+                files.sync(final.parent)
+            except OSError as error:
+                raise as_worker_failure(storage_error("write the model to", final, error), error) from error
+            except StorageError as error:
+                raise as_worker_failure(error, error.__cause__) from error
+
+        self.peers.first(write)
+        return final
+
+    def _whole_weights(self) -> dict[str, Any] | None:
+        """All weights, on rank 0; ZeRO-3 gathers them, and every rank must take part."""
+        if self.stage < 3:
+            return dict(self.model.state_dict()) if self.peers.rank == 0 else None
+        gathered: dict[str, Any] | None = self.engine._zero3_consolidated_16bit_state_dict()
+        return gathered
+
+
+@dataclass
+class _Decision:
+    """What all ranks know after a step's all-reduce."""
+
+    loss: float
+    samples: int
+    rate: float
+    stop: bool
+    save: bool
+    wish: int
+    norm: float | None = None
+
+
+def compute_device(torch: Any, local_rank: int) -> str:
+    """`cpu`, or `cuda:N` for this rank; the device becomes the current one."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    index = local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def start_group(torch: Any, deepspeed: Any, device: str) -> None:
+    """Join torch's process group (a new one unless the launcher made it) and let DeepSpeed use it."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False)

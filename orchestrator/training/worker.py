@@ -1,0 +1,90 @@
+"""What an engine calls once per rank: `run(assignment, link)`.
+
+The caller is a torchrun process or a thread of a Ray actor. So: no signal handlers, no process exit, and a process group
+that may exist already.
+"""
+
+from __future__ import annotations
+
+import os as _os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.domain.clock import Clock, SystemClock
+from orchestrator.domain.errors import StorageError
+from orchestrator.storage.checkpoints import is_full
+from orchestrator.training import environment
+from orchestrator.training.agreement import Peers
+from orchestrator.training.assignment import Assignment, read_assignment
+from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.hardware import choose_precision
+from orchestrator.training.link import Link
+from orchestrator.training.reporting import Reporter
+from orchestrator.training.saving import as_worker_failure
+
+
+def run(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
+    """Train this rank's part of the job; the result of rank 0 counts.
+
+    Returns outcome, reason, step, metrics and model_uri. Raises WorkerFailed for what is understood; anything else is a
+    defect or the user's own exception.
+    """
+    clock: Clock = SystemClock()
+    environ = environment.process_environment()
+    rank, local_rank, world_size, _ = environment.ranks(environ)
+    try:
+        work = read_assignment(assignment)
+        for variable in work.spec.runtime.env:
+            environ[variable.name] = variable.value or ""
+        environment.prepare(work.run_dir, work.threads, environ, clean_locks=local_rank == 0)
+        return _run(work, Reporter(link, clock, rank), rank, local_rank, world_size)
+    except WorkerFailed:
+        raise
+    except StorageError as error:
+        raise as_worker_failure(error, error.__cause__) from error
+    except OSError as error:
+        if is_full(error):
+            raise WorkerFailed(Reason.STORAGE_FULL, f"cannot write {error.filename}: {error.strerror}", "free space") from error
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or _is_out_of_memory(error):
+            raise WorkerFailed(
+                Reason.OUT_OF_MEMORY,
+                f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no details'}",
+                "lower training.microBatchSize or data.maxLength, raise deepspeed.stage, or use offload",
+            ) from error
+        raise
+    finally:
+        link.close()
+
+
+def _run(work: Assignment, reporter: Reporter, rank: int, local_rank: int, world_size: int) -> dict[str, Any]:
+    environ = environment.process_environment()
+    with reporter.stage("imports"):
+        import torch
+
+        deepspeed = environment.import_deepspeed(environ, cpu=not torch.cuda.is_available())
+        from orchestrator.training import models, trainer
+
+        models.quiet()
+    torch.set_num_threads(work.threads)
+    hardware = environment.detect(torch, local_rank)
+    wish = work.spec.model.precision if work.spec.model is not None else "Auto"
+    precision, why = choose_precision(wish, hardware)
+    device = trainer.compute_device(torch, local_rank)
+    reporter.every(
+        "started", rank=rank, pid=_os.getpid(), host=socket.gethostname(), device=device, precision=precision, precision_reason=why
+    )
+    with reporter.stage("process_group"):
+        trainer.start_group(torch, deepspeed, device)
+    peers = Peers(torch, rank, world_size, device)
+    if str(work.working_dir) not in sys.path:
+        sys.path.insert(0, str(work.working_dir))
+    return trainer.Trainer(work, reporter, peers, torch, deepspeed, precision).run()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text or "out of memory" in text.lower()
