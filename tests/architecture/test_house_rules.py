@@ -37,17 +37,12 @@ def test_no_file_is_a_drawer_for_odds_and_ends(repository: Path) -> None:
 
 
 def test_a_package_has_three_files_or_is_a_module(repository: Path) -> None:
-    """A package with fewer than three modules or sub-packages is one module instead."""
+    """A package with fewer than three files, its own and those below it, is one module instead."""
     small = [
         str(init.parent.relative_to(repository))
         for init in python_files(repository, "orchestrator")
         if init.name == "__init__.py"
-        and sum(
-            1
-            for child in init.parent.iterdir()
-            if (child.suffix == ".py" and child.name != "__init__.py") or (child / "__init__.py").exists()
-        )
-        < MINIMUM_FILES_PER_PACKAGE - 1  # __init__.py is a file too
+        and len(list(python_files(repository, str(init.parent)))) < MINIMUM_FILES_PER_PACKAGE
     ]
     assert small == []
 
