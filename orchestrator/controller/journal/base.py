@@ -92,7 +92,9 @@ class Journal(Protocol):
 
     def ledger(self, uid: str) -> list[Entry]: ...
 
-    def steps(self, uid: str, after_step: int = -1, limit: int = 100_000, attempt: int | None = None) -> Sequence[StepRow]:
+    def steps(
+        self, uid: str, after_step: int = -1, limit: int = 100_000, attempt: int | None = None
+    ) -> Sequence[StepRow]:
         """Steps above `after_step`, ordered by step and attempt (a redone step has a row for each attempt)."""
         ...
 

@@ -1,0 +1,709 @@
+"""The controller: one thread decides, everyone else asks it.
+
+Requests, driver updates and due times gather in an inbox. The decision thread takes all that is there, lets the
+lifecycle decide on each, writes the whole turn into the journal as one commit, and only then answers the callers and
+tells the drivers. So what was acknowledged is durable, many submits share one disk flush, and no lock guards a decision.
+
+Reads (`job`, `jobs`, `statement`) never wait for the decision thread: records are immutable values.
+
+A commit that fails (disk full, database away) changes nothing: requests get the error, what drivers reported is tried
+again, and `ready` is false until a commit succeeds. A commit refused because a newer controller exists ends this one.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from orchestrator import __version__
+from orchestrator.accounting import (
+    CategoryBooked,
+    Ledger,
+    MachineHeld,
+    MachineReleased,
+    PriceBook,
+    Statement,
+    WorkSettled,
+)
+from orchestrator.controller.hearing import fresh, hear
+from orchestrator.controller.home import Home
+from orchestrator.controller.hosts import DriverHost, Gone, Heard
+from orchestrator.controller.journal.base import SCHEMA_VERSION, JobRecord, Journal
+from orchestrator.controller.queueing import Need, look
+from orchestrator.controller.turn import Book, Turn
+from orchestrator.controller.views import cost_document, resource, world_size
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, to_rfc3339
+from orchestrator.domain.errors import Conflict, InternalError, NotFound, OrchestrateError, StaleEpoch, StorageError
+from orchestrator.domain.quantities import parse_bytes, parse_duration_ns
+from orchestrator.lifecycle import (
+    Activity,
+    Admitted,
+    AttemptEnded,
+    BookActivity,
+    CancelRequested,
+    CheckpointRequested,
+    Command,
+    Event,
+    HoldMachines,
+    KillAttempt,
+    Limits,
+    Phase,
+    Queued,
+    Refusal,
+    ReleaseMachines,
+    ResumeRequested,
+    SaveCheckpoint,
+    SettleWork,
+    StartAttempt,
+    StartDeadlinePassed,
+    StopAttempt,
+    StopOverdue,
+    Submitted,
+    SuspendRequested,
+    TooLargeForCluster,
+    transition,
+)
+from orchestrator.platforms.engines.base import WORKER_LOOP, RunRequest
+
+log = logging.getLogger(__name__)
+
+SAVE_GRACE_SECONDS = 120
+"""How long a gang that was asked to save and stop may take before it is killed."""
+KILL_GRACE_SECONDS = 30
+"""How long a killed gang may take to be gone before its driver is ended with it."""
+RETRY_SECONDS = 1.0
+"""Pause before a failed commit is tried again."""
+TURN_ITEMS = 1_000
+"""Most inbox items of one turn."""
+
+CATEGORY_OF = {
+    Activity.PROVISIONING: "provisioning",
+    Activity.TRAINING: "at_risk",
+    Activity.RESTART: "restart",
+    Activity.SHUTDOWN: "shutdown",
+}
+REQUESTS: Mapping[str, Callable[[int], Event]] = {
+    "cancel": CancelRequested,
+    "suspend": SuspendRequested,
+    "resume": ResumeRequested,
+    "checkpoint": CheckpointRequested,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Answer to a submit: `created`, `unchanged` (the same job is active) or `replayed` (the same idempotency key)."""
+
+    record: JobRecord
+    result: str
+
+
+@dataclass(slots=True)
+class _Submit:
+    document: Mapping[str, Any]
+    digest: str
+    key: str | None
+    rerun: bool
+    answer: Future[Submission]
+
+
+@dataclass(slots=True)
+class _Ask:
+    namespace: str
+    name: str
+    verb: str
+    answer: Future[JobRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class _Happened:
+    """An event that the controller itself found out (a lost driver, a start that was called off)."""
+
+    uid: str
+    event: AttemptEnded
+
+
+@dataclass(frozen=True, slots=True)
+class _Wake:
+    """Look at the clock and the queue again."""
+
+
+_Item = _Submit | _Ask | Heard | Gone | _Happened | _Wake
+
+
+@dataclass(slots=True)
+class _Stopping:
+    """A gang that was asked to stop: when patience ends, and whether it was killed already."""
+
+    attempt: int
+    due_ns: int
+    killed: bool
+
+
+class Controller:
+    """See the module. `on_fatal` is called once, from the decision thread, when this controller may not go on."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        host: DriverHost,
+        clock: Clock,
+        prices: PriceBook,
+        home: Home,
+        *,
+        engine: str,
+        worker_loop: str = WORKER_LOOP,
+        on_fatal: Callable[[OrchestrateError], None] = lambda error: None,
+    ) -> None:
+        self.journal = journal
+        self.home = home
+        self.prices = prices
+        self.clock = clock
+        self._host = host
+        self._engine = engine
+        self._worker_loop = worker_loop
+        self._on_fatal = on_fatal
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._book = Book()
+        self._delayed: list[tuple[int, str, int]] = []
+        self._stopping: dict[str, _Stopping] = {}
+        self._changed = threading.Condition()
+        self._version = 0
+        self._closing = threading.Event()
+        self._healthy = False
+        self._epoch = 0
+        self._started_ns = clock.now_ns()
+        self._last_commit_ns: int | None = None
+        self._thread = threading.Thread(target=self._decide_for_ever, name="decisions", daemon=True)
+
+    # --- life of the controller
+
+    def start(self) -> None:
+        """Become the writer, take up what an earlier controller left, and begin to decide."""
+        self._epoch = self.journal.open_epoch()
+        self._book = Book(self.journal.jobs())
+        self._healthy = True
+        self._host.begin(self._inbox.put)
+        for record in list(self._book.records.values()):
+            if record.state.phase.holds_machines:
+                self._take_up(record)
+        self._thread.start()
+
+    def _take_up(self, record: JobRecord) -> None:
+        """A job that held machines when the last controller ended: its driver lives on, or the attempt is lost, or it was
+        never begun."""
+        state = record.state
+        driver_id = self._host.adopt(record.uid, record.driver_seq)
+        if driver_id is not None:
+            log.info("took up the driver of %s/%s, attempt %d", record.namespace, record.name, state.attempt)
+            if not state.attempt_seen:
+                self._delayed.append((0, record.uid, state.attempt))
+            if state.stopping is not None:
+                self._stopping[record.uid] = _Stopping(state.attempt, self.clock.monotonic_ns(), killed=False)
+            return
+        if state.attempt_seen or state.stopping is not None:
+            event = AttemptEnded(
+                self.clock.now_ns(),
+                state.attempt,
+                "DriverLost",
+                "It was gone when the controller came back.",
+                state.attempt_step,
+            )
+            self._inbox.put(_Happened(record.uid, event))
+        else:
+            self._delayed.append((0, record.uid, state.attempt))
+
+    def close(self) -> None:
+        """Stop deciding. Drivers that can outlive the controller go on."""
+        self._closing.set()
+        self._inbox.put(_Wake())
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._host.close()
+        self.journal.close()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the last commit succeeded and decisions are being made."""
+        return self._healthy and self._thread.is_alive()
+
+    # --- what callers ask
+
+    def submit(
+        self, document: Mapping[str, Any], idempotency_key: str | None = None, rerun: bool = False
+    ) -> Submission:
+        """Accept a job. When this returns, the job is durable.
+
+        Raises `InvalidSpec` for a document that is wrong and `Conflict` when the name or the key is taken by another one.
+        """
+        from orchestrator.spec import parse_document, spec_digest
+
+        job = parse_document(document)
+        filled = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        answer: Future[Submission] = Future()
+        self._inbox.put(_Submit(filled, spec_digest(job), idempotency_key, rerun, answer))
+        return answer.result()
+
+    def request(self, namespace: str, name: str, verb: str) -> JobRecord:
+        """Carry out `cancel`, `suspend`, `resume` or `checkpoint` on the job of that name. Raises `NotFound`, `Conflict`."""
+        answer: Future[JobRecord] = Future()
+        self._inbox.put(_Ask(namespace, name, verb, answer))
+        return answer.result()
+
+    def job(self, namespace: str, name: str) -> JobRecord:
+        """The current job of that name. Raises `NotFound`, with the nearest names that exist."""
+        uid = self._book.names.get((namespace, name))
+        if uid is None:
+            raise NotFound(f"there is no job {namespace}/{name}", hint="`orchestrate list -A` shows those there are")
+        return self._book.records[uid]
+
+    def jobs(self, namespace: str | None = None) -> list[JobRecord]:
+        """Current jobs, newest first."""
+        records = [r for r in list(self._book.records.values()) if r.current and namespace in (None, r.namespace)]
+        return sorted(records, key=lambda record: (-record.created_ns, record.uid))
+
+    def statement(self, uid: str) -> Statement:
+        """What the job has cost until now, from committed ledger entries only."""
+        record = self._book.records[uid]
+        ledger = Ledger(self.journal.ledger(uid))
+        ended = record.state.ended_ns if record.state.phase.ended else None
+        return ledger.statement(ended if ended is not None else self.clock.now_ns())
+
+    def view(self, record: JobRecord) -> dict[str, Any]:
+        """The resource with its status, as of now."""
+        cost = record.cost
+        if cost is None and record.state.phase.holds_machines:
+            cost = cost_document(self.statement(record.uid), record.samples_kept)
+        return resource(record, cost, self._version)
+
+    def wait_for_change(self, after_version: int, timeout_seconds: float) -> int:
+        """Wait until something was committed after `after_version`; the newest version."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version > after_version or self._closing.is_set(), timeout_seconds)
+            return self._version
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "product": "orchestrate",
+            "version": __version__,
+            "api": "v1",
+            "journalSchema": SCHEMA_VERSION,
+            "startedAt": to_rfc3339(self._started_ns),
+            "engine": self._engine,
+            "home": str(self.home.path),
+            "epoch": self._epoch,
+            "jobs": len(self._book.records),
+            "activeJobs": len(self._book.active),
+        }
+
+    @property
+    def last_commit_ns(self) -> int | None:
+        """When the journal last took a commit of this controller."""
+        return self._last_commit_ns
+
+    # --- the decision thread
+
+    def _decide_for_ever(self) -> None:
+        retry: list[_Item] = []
+        while not self._closing.is_set():
+            items = retry + self._gather(0.0 if retry else self._patience())
+            try:
+                retry = self._take_turn(items)
+            except StaleEpoch as error:
+                log.error("another controller owns the journal; this one ends: %s", error)
+                self._healthy = False
+                _refuse(items, error)
+                self._on_fatal(error)
+                return
+            if retry:
+                self._closing.wait(RETRY_SECONDS)
+        _refuse(self._gather(0.0), Conflict("the controller is stopping", hint="try again when it is back"))
+
+    def _gather(self, patience_seconds: float) -> list[_Item]:
+        items: list[_Item] = []
+        try:
+            items.append(
+                self._inbox.get(timeout=patience_seconds) if patience_seconds > 0 else self._inbox.get_nowait()
+            )
+            while len(items) < TURN_ITEMS:
+                items.append(self._inbox.get_nowait())
+        except queue.Empty:
+            pass
+        return items
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        due = [when for when, _, _ in self._delayed] + [stop.due_ns for stop in self._stopping.values()]
+        now_ns = self.clock.monotonic_ns()
+        return min(1.0, max(0.0, min((when - now_ns) / NANOSECONDS_PER_SECOND for when in due))) if due else 1.0
+
+    def _take_turn(self, items: Sequence[_Item]) -> list[_Item]:
+        """Decide on all items and commit. Returns what is to be tried again, which is empty but when the store failed."""
+        turn = Turn(self._book, self.clock.now_ns(), self._ledger)
+        try:
+            for item in items:
+                self._handle(turn, item)
+            self._start_what_is_due(turn)
+            self._lose_patience(turn)
+            self._look_at_the_queue(turn)
+            turn.settle_costs(lambda record, ledger: cost_document(ledger.statement(turn.now_ns), record.samples_kept))
+        except InternalError as error:
+            self._forget_ledgers(turn)
+            if len(items) > 1:
+                return [left for item in items for left in self._take_turn([item])]
+            log.exception("a defect: %s", error)
+            _refuse(items, error)
+            return []
+        try:
+            if turn.commit:
+                self.journal.commit(turn.commit)
+                self._last_commit_ns = turn.now_ns
+        except StorageError as error:
+            self._forget_ledgers(turn)
+            if self._healthy:
+                log.error("the journal refuses: %s", error)
+            self._healthy = False
+            _refuse(items, error)
+            return [item for item in items if not isinstance(item, _Submit | _Ask)]
+        self._healthy = True
+        with self._changed:
+            for record in turn.commit.jobs.values():
+                self._book.put(record)
+                if record.state.phase.ended:
+                    self._book.ledgers.pop(record.uid, None)
+            if turn.commit:
+                self._version += 1
+                self._changed.notify_all()
+        for reply in turn.replies:
+            reply()
+        for action in turn.actions:
+            action()
+        return []
+
+    def _ledger(self, uid: str) -> Ledger:
+        ledger = self._book.ledgers.get(uid)
+        if ledger is None:
+            ledger = self._book.ledgers[uid] = Ledger(self.journal.ledger(uid))
+        return ledger
+
+    def _forget_ledgers(self, turn: Turn) -> None:
+        for uid, _ in turn.commit.ledger:
+            self._book.ledgers.pop(uid, None)
+
+    def _handle(self, turn: Turn, item: _Item) -> None:
+        match item:
+            case _Submit():
+                self._submit(turn, item)
+            case _Ask():
+                self._ask(turn, item)
+            case Heard():
+                self._heard(turn, item)
+            case Gone():
+                self._gone(turn, item)
+            case _Happened():
+                self._apply(turn, item.uid, item.event)
+            case _Wake():
+                pass
+
+    # --- requests
+
+    def _submit(self, turn: Turn, item: _Submit) -> None:
+        metadata = item.document["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        if item.key is not None and (known := turn.by_key(namespace, item.key)) is not None:
+            if known.digest != item.digest or known.name != name:
+                what = f"the idempotency key {item.key!r} was used for another job, {known.namespace}/{known.name}"
+                turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint="use a new key")))
+            else:
+                turn.replies.append(lambda: item.answer.set_result(Submission(known, "replayed")))
+            return
+        before = turn.by_name(namespace, name)
+        if before is not None and not before.state.phase.ended:
+            if before.digest == item.digest:
+                turn.replies.append(lambda: item.answer.set_result(Submission(before, "unchanged")))
+                return
+            what = f"the job {namespace}/{name} is {before.state.phase} and was submitted with another spec"
+            hint = f"wait for it, cancel it (`orchestrate cancel {name}`), or choose another metadata.name"
+            turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint=hint)))
+            return
+        if before is not None and not item.rerun:
+            what = f"the job {namespace}/{name} has ended ({before.state.phase})"
+            hint = "submit with --rerun to run it again from the start, or choose another metadata.name"
+            turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint=hint)))
+            return
+        if before is not None:
+            turn.put(replace(before, current=False))
+        spec = item.document["spec"]
+        event = Submitted(turn.now_ns, spec["workers"]["max"], suspended=spec.get("suspend", False))
+        decision = transition(None, event, Limits())
+        record = JobRecord(
+            uid=str(uuid.uuid4()),
+            namespace=namespace,
+            name=name,
+            digest=item.digest,
+            document=item.document,
+            working_dir=spec.get("runtime", {}).get("workingDir", ""),
+            state=decision.state,
+            created_ns=turn.now_ns,
+            idempotency_key=item.key,
+        )
+        turn.put(record)
+        if decision.entry is not None:
+            turn.tell(record.uid, decision.entry)
+        turn.replies.append(lambda: item.answer.set_result(Submission(self._book.records[record.uid], "created")))
+
+    def _ask(self, turn: Turn, item: _Ask) -> None:
+        record = turn.by_name(item.namespace, item.name)
+        if record is None:
+            missing = NotFound(
+                f"there is no job {item.namespace}/{item.name}", hint="`orchestrate list -A` shows those there are"
+            )
+            turn.replies.append(lambda: item.answer.set_exception(missing))
+            return
+        try:
+            self._apply(turn, record.uid, REQUESTS[item.verb](turn.now_ns))
+        except Refusal as refusal:
+            conflict = Conflict(f"cannot {item.verb} {item.namespace}/{item.name}: {refusal}")
+            turn.replies.append(lambda: item.answer.set_exception(conflict))
+            return
+        turn.replies.append(lambda: item.answer.set_result(self._book.records[record.uid]))
+
+    # --- drivers
+
+    def _heard(self, turn: Turn, item: Heard) -> None:
+        record = turn.get(item.uid)
+        if record is None:
+            return
+        if record.driver_id != item.driver_id:
+            record = replace(record, driver_id=item.driver_id, driver_seq=0)
+        for update in fresh(item.updates, record.driver_seq):
+            found = hear(record, update)
+            turn.put(replace(found.record, driver_seq=update.seq))
+            for line in found.story:
+                turn.tell(item.uid, line)
+            for row in found.steps:
+                turn.add_step(row)
+            for event in found.events:
+                self._apply(turn, item.uid, event)
+            for entry in found.entries:
+                turn.book(item.uid, entry)
+            record = turn.get(item.uid)
+            assert record is not None
+        newest = item.updates[-1].seq
+        turn.actions.append(lambda: self._host.acknowledge(item.uid, item.driver_id, newest))
+
+    def _gone(self, turn: Turn, item: Gone) -> None:
+        record = turn.get(item.uid)
+        if record is None or not record.state.phase.holds_machines:
+            return
+        self._apply(
+            turn,
+            item.uid,
+            AttemptEnded(turn.now_ns, record.state.attempt, "DriverLost", item.why, record.state.attempt_step),
+        )
+
+    # --- lifecycle
+
+    def _apply(self, turn: Turn, uid: str, event: Event) -> None:
+        record = turn.get(uid)
+        assert record is not None
+        if isinstance(event, AttemptEnded) and event.reason == "DriverLost" and event.attempt == record.state.attempt:
+            self._book_dead_time(turn, record)
+        decision = transition(record.state, event, _limits(record))
+        if decision.entry is not None:
+            turn.tell(uid, decision.entry)
+        if decision.state is not record.state:
+            turn.put(record.with_state(decision.state))
+        if not decision.state.phase.holds_machines:
+            self._stopping.pop(uid, None)
+        for command in decision.commands:
+            self._carry_out(turn, uid, command, event)
+
+    def _book_dead_time(self, turn: Turn, record: JobRecord) -> None:
+        """Nobody worked since the driver was last heard of: that time is restart, not training."""
+        heard_ns = record.progress.get("heard_ns")
+        if record.state.phase is Phase.RUNNING and heard_ns is not None:
+            turn.book(record.uid, CategoryBooked(heard_ns, CATEGORY_OF[Activity.RESTART]))
+
+    def _carry_out(self, turn: Turn, uid: str, command: Command, event: Event) -> None:
+        match command:
+            case HoldMachines(workers):
+                self._hold(turn, uid, workers)
+            case ReleaseMachines():
+                for machine in turn.held_machines(uid):
+                    turn.book(uid, MachineReleased(turn.now_ns, machine))
+                turn.actions.append(lambda: self._host.release(uid))
+            case BookActivity(activity, at_ns):
+                turn.book(uid, CategoryBooked(at_ns, CATEGORY_OF[activity]))
+            case SettleWork(until_ns, useful):
+                turn.book(uid, WorkSettled(until_ns, useful))
+            case StartAttempt(attempt, delay_seconds):
+                self._delayed.append((self._in(delay_seconds), uid, attempt))
+                turn.actions.append(lambda: self._inbox.put(_Wake()))
+            case StopAttempt(attempt, save):
+                self._stop(turn, uid, attempt, save)
+            case KillAttempt(attempt):
+                turn.actions.append(lambda: self._host.kill(uid, attempt))
+            case SaveCheckpoint(attempt):
+                turn.actions.append(lambda: self._host.wish_checkpoint(uid, attempt))
+            case _:
+                raise InternalError(f"nobody carries out {command!r}")
+
+    def _in(self, seconds: float) -> int:
+        return self.clock.monotonic_ns() + round(seconds * NANOSECONDS_PER_SECOND)
+
+    def _hold(self, turn: Turn, uid: str, workers: int) -> None:
+        record = turn.get(uid)
+        assert record is not None
+        offering = self.prices.local_offering()
+        billing = self.prices.billing
+        for worker in range(workers):
+            turn.book(
+                uid,
+                MachineHeld(
+                    turn.now_ns,
+                    machine=f"{uid}/{record.state.attempt}/{worker}",
+                    instance_type=offering.instance_type,
+                    zone=offering.zone,
+                    capacity_type=offering.capacity_type.value,
+                    gpus=int(record.document["spec"]["workers"].get("gpus", 0)),
+                    price_nanodollars_per_hour=offering.price_nanodollars_per_hour,
+                    list_price_nanodollars_per_hour=offering.list_price_nanodollars_per_hour,
+                    price_source=f"{offering.instance_type}: {offering.price_source}",
+                    billed=offering.billed,
+                    granularity_ns=billing.granularity_seconds * NANOSECONDS_PER_SECOND,
+                    minimum_ns=billing.minimum_seconds * NANOSECONDS_PER_SECOND,
+                ),
+            )
+
+    def _stop(self, turn: Turn, uid: str, attempt: int, save: bool) -> None:
+        waiting = [entry for entry in self._delayed if entry[1] == uid]
+        if waiting:
+            self._delayed = [entry for entry in self._delayed if entry[1] != uid]
+            called_off = AttemptEnded(turn.now_ns, attempt, "Stopped", "The attempt had not begun.", 0)
+            turn.actions.append(lambda: self._inbox.put(_Happened(uid, called_off)))
+            return
+        grace = SAVE_GRACE_SECONDS if save else KILL_GRACE_SECONDS
+        self._stopping[uid] = _Stopping(attempt, self._in(grace), killed=not save)
+        wish = self._host.wish_stop if save else self._host.kill
+        turn.actions.append(lambda: wish(uid, attempt))
+
+    # --- what is due
+
+    def _start_what_is_due(self, turn: Turn) -> None:
+        now_ns = self.clock.monotonic_ns()
+        due = [entry for entry in self._delayed if entry[0] <= now_ns]
+        if not due:
+            return
+        self._delayed = [entry for entry in self._delayed if entry[0] > now_ns]
+        for _, uid, attempt in due:
+            record = turn.get(uid)
+            if record is not None and record.state.phase.holds_machines and record.state.attempt == attempt:
+                request = self._request_of(record)
+                run_dir = self.home.run_dir(uid)
+                turn.actions.append(partial(self._host.start, request, run_dir))
+
+    def _request_of(self, record: JobRecord) -> RunRequest:
+        spec = record.document["spec"]
+        workers, runtime = spec["workers"], spec.get("runtime", {})
+        run_dir = self.home.run_dir(record.uid)
+        uri = spec.get("checkpoint", {}).get("uri")
+        gpus, memory = int(workers.get("gpus", 0)), workers.get("memory")
+        cpus = int(workers["cpus"])
+        assignment = {
+            "job": {"namespace": record.namespace, "name": record.name, "uid": record.uid},
+            "spec": dict(record.document),
+            "attempt": record.state.attempt,
+            "workers": record.state.workers,
+            "world_size": world_size(record.document),
+            "run_dir": str(run_dir),
+            "checkpoint_uri": str(run_dir / "checkpoints")
+            if uri is None
+            else f"{uri.rstrip('/')}/{record.name}-{record.uid}",
+            "working_dir": record.working_dir or str(run_dir),
+            "threads": max(1, cpus // max(1, gpus)),
+        }
+        return RunRequest(
+            uid=record.uid,
+            namespace=record.namespace,
+            name=record.name,
+            attempt=record.state.attempt,
+            workers=record.state.workers,
+            cpus_per_worker=cpus,
+            gpus_per_worker=gpus,
+            memory_bytes_per_worker=None if memory is None else parse_bytes(memory),
+            worker_loop=self._worker_loop,
+            assignment=assignment,
+            env={variable["name"]: variable.get("value", "") for variable in runtime.get("env", [])},
+        )
+
+    def _lose_patience(self, turn: Turn) -> None:
+        now_ns = self.clock.monotonic_ns()
+        for uid, stop in list(self._stopping.items()):
+            if stop.due_ns > now_ns:
+                continue
+            if stop.killed:
+                del self._stopping[uid]
+                turn.actions.append(partial(self._host.release, uid))
+                why = "It did not end when it was killed, so its driver was ended with it."
+                record = turn.get(uid)
+                step = record.state.attempt_step if record is not None else 0
+                self._apply(turn, uid, AttemptEnded(turn.now_ns, stop.attempt, "EngineLost", why, step))
+            else:
+                self._stopping[uid] = _Stopping(stop.attempt, self._in(KILL_GRACE_SECONDS), killed=True)
+                self._apply(turn, uid, StopOverdue(turn.now_ns, stop.attempt))
+
+    def _look_at_the_queue(self, turn: Turn) -> None:
+        active = turn.active()
+        waiting = [record for record in active if record.state.phase in (Phase.PENDING, Phase.QUEUED)]
+        if not waiting:
+            return
+        for record in waiting:
+            deadline = record.document["spec"].get("startDeadline")
+            if deadline is not None and turn.now_ns - record.created_ns > parse_duration_ns(deadline):
+                self._apply(turn, record.uid, StartDeadlinePassed(turn.now_ns, f"It waited for more than {deadline}."))
+        waiting = [r for record in waiting if (r := turn.get(record.uid)) is not None and not r.state.phase.ended]
+        holding = [_need(record) for record in active if record.state.phase.holds_machines]
+        for verdict in look([_need(record) for record in waiting], holding, self._host.room()):
+            before = turn.get(verdict.uid)
+            assert before is not None
+            if verdict.kind == "admit":
+                self._apply(turn, verdict.uid, Admitted(turn.now_ns, verdict.message))
+            elif verdict.kind == "too-large":
+                self._apply(turn, verdict.uid, TooLargeForCluster(turn.now_ns, verdict.message))
+            elif before.state.phase is Phase.PENDING or before.state.message != verdict.message:
+                self._apply(turn, verdict.uid, Queued(turn.now_ns, verdict.message))
+
+
+def _need(record: JobRecord) -> Need:
+    workers = record.document["spec"]["workers"]
+    count, memory = record.state.workers, workers.get("memory")
+    return Need(
+        uid=record.uid,
+        priority=int(record.document["spec"].get("priority", 0)),
+        submitted_ns=record.created_ns,
+        cpus=count * int(workers["cpus"]),
+        gpus=count * int(workers.get("gpus", 0)),
+        memory_bytes=0 if memory is None else count * parse_bytes(memory),
+    )
+
+
+def _limits(record: JobRecord) -> Limits:
+    failure = record.document["spec"].get("failure", {})
+    return Limits(failure.get("maxRestarts", 0), failure.get("maxPreemptions"))
+
+
+def _refuse(items: Sequence[_Item], error: OrchestrateError) -> None:
+    """Give every caller that waits for an answer the error."""
+    for item in items:
+        if isinstance(item, _Submit | _Ask) and not item.answer.done():
+            item.answer.set_exception(error)

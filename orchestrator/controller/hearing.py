@@ -1,0 +1,177 @@
+"""From what a driver heard to what the lifecycle and the journal are told. One function a kind of update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.accounting import CheckpointStalled, Entry
+from orchestrator.controller.driver import Update
+from orchestrator.controller.journal.base import JobRecord, StepRow
+from orchestrator.lifecycle import (
+    AttemptEnded,
+    CaughtUp,
+    CheckpointCommitted,
+    CheckpointRestored,
+    Event,
+    FirstStepDone,
+    Phase,
+    StoryEntry,
+    TerminationReason,
+)
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What follows from one update: the record with newer progress, then events, story lines, ledger entries, steps."""
+
+    record: JobRecord
+    events: list[Event] = field(default_factory=list)
+    story: list[StoryEntry] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    """Booked after the events."""
+    steps: list[StepRow] = field(default_factory=list)
+
+
+def hear(record: JobRecord, update: Update) -> Findings:
+    """The findings of one update. An update of an attempt that is not the present one has none."""
+    if update.attempt != record.state.attempt or not record.state.phase.holds_machines:
+        return Findings(record)
+    at_ns = int(update.event.get("at_ns", 0))
+    heard = {"heard_ns": max(at_ns, record.progress.get("heard_ns", 0))}
+    seen = replace(record.state, attempt_seen=True)
+    found = Findings(replace(record, state=seen, progress={**record.progress, **heard}))
+    handler = _HANDLERS.get(update.event["kind"])
+    if handler is not None:
+        handler(found, update.attempt, update.event, at_ns)
+    return found
+
+
+def _progress(found: Findings, **values: Any) -> None:
+    found.record = replace(found.record, progress={**found.record.progress, **values})
+
+
+def _say(found: Findings, at_ns: int, event: str, reason: str, message: str) -> None:
+    phase = found.record.state.phase
+    found.story.append(StoryEntry(at_ns, event, phase, phase, reason, message))
+
+
+def _started(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    ready = {**found.record.progress.get("ready", {})} if found.record.progress.get("ready_attempt") == attempt else {}
+    ready[str(event["rank"])] = {"pid": event["pid"], "host": event["host"]}
+    _progress(found, ready=ready, ready_attempt=attempt)
+    if event["rank"] == 0:
+        _progress(found, device=event["device"], precision=event["precision"])
+        message = f"{event['device']}, {event['precision']}: {event['precision_reason']}"
+        _say(found, at_ns, "Started", "PrecisionChosen", message)
+
+
+def _plan(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    names = (
+        "total_steps",
+        "steps_per_epoch",
+        "train_samples",
+        "micro_batch",
+        "accumulation",
+        "parameters",
+        "trainable_parameters",
+    )
+    _progress(found, **{name: event[name] for name in names if name in event})
+
+
+def _data(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    _progress(found, data={name: value for name, value in event.items() if name not in ("kind", "at_ns")})
+
+
+def _stage(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    stages = (
+        dict(found.record.progress.get("stages", {})) if found.record.progress.get("stages_attempt") == attempt else {}
+    )
+    stages[event["stage"]] = event["seconds"]
+    _progress(found, stages=stages, stages_attempt=attempt)
+
+
+def _restored(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    for refused in event.get("refused", ()):
+        _say(found, at_ns, "CheckpointRefused", "CheckpointRefused", f"{refused['uri']}: {refused['why']}")
+    found.events.append(CheckpointRestored(at_ns, attempt, int(event["step"]), event.get("uri")))
+
+
+def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    record, state, step = found.record, found.record.state, int(event["step"])
+    if state.phase is not Phase.RUNNING:
+        found.events.append(FirstStepDone(at_ns - round(event["seconds"] * 1e9), attempt, step))
+    samples = int(event.get("samples", 0))
+    kept = record.samples_kept + (samples if step > state.step else 0)
+    caught_up = (state.restored_step or 0) < state.settled_step and state.attempt_step < state.settled_step <= step
+    if caught_up:
+        found.events.append(CaughtUp(at_ns, attempt))
+    values = {name: value for name, value in event.items() if name not in ("kind", "step")}
+    found.steps.append(StepRow(record.uid, attempt, step, values))
+    found.record = replace(record, samples_kept=kept)
+    if state.phase is Phase.RUNNING:
+        found.record = replace(found.record, state=state.at_step(step))
+    rate = _rate(record.progress, attempt, samples, at_ns)
+    _progress(found, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate)
+
+
+def _rate(progress: Fields, attempt: int, samples: int, at_ns: int) -> dict[str, Any]:
+    """Samples per second and seconds per step, smoothed over about twenty steps of the present attempt."""
+    before = progress.get("step_ns") if progress.get("rate_attempt") == attempt else None
+    fresh = {"step_ns": at_ns, "rate_attempt": attempt}
+    if before is None or at_ns <= before:
+        return fresh
+    seconds = (at_ns - before) / 1e9
+    known = progress.get("seconds_per_step") if progress.get("rate_attempt") == attempt else None
+    smooth = seconds if known is None else known + (seconds - known) / 20
+    return {**fresh, "seconds_per_step": smooth, "samples_per_second": samples / smooth}
+
+
+def _evaluation(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    metrics = {**found.record.progress.get("metrics", {}), event["split"]: event["metrics"]}
+    _progress(found, metrics=metrics)
+    shown = ", ".join(
+        f"{name} {value:.4g}" for name, value in event["metrics"].items() if isinstance(value, int | float)
+    )
+    _say(found, at_ns, "Evaluated", "Evaluated", f"step {event['step']}, {event['split']}: {shown}")
+
+
+def _checkpoint(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    covers_ns, step = int(event["covers_ns"]), int(event["step"])
+    found.events.append(CheckpointCommitted(at_ns, attempt, step, event["uri"], covers_ns))
+    stalled_ns = round(event.get("stall_seconds", 0.0) * 1e9)
+    if stalled_ns > 0:
+        found.entries.append(CheckpointStalled(covers_ns + stalled_ns, covers_ns))
+    count = found.record.progress.get("checkpoints", 0) + 1
+    _progress(found, checkpoints=count, checkpoint_bytes=event.get("bytes"), checkpoint_seconds=event.get("seconds"))
+
+
+def _ended(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    known = set(TerminationReason)
+    reason = event["reason"] if event["reason"] in known else TerminationReason.APPLICATION_ERROR.value
+    step = found.record.state.attempt_step
+    result = event.get("result")
+    if result is not None and TerminationReason(reason).consequence.phase is Phase.SUCCEEDED:
+        found.record = replace(found.record, result={k: result.get(k) for k in ("metrics", "model_uri", "step")})
+    found.events.append(AttemptEnded(at_ns, attempt, reason, event.get("message", ""), step))
+
+
+_HANDLERS: dict[str, Callable[[Findings, int, Fields, int], None]] = {
+    "started": _started,
+    "plan": _plan,
+    "data": _data,
+    "stage": _stage,
+    "restored": _restored,
+    "step": _step,
+    "evaluation": _evaluation,
+    "checkpoint": _checkpoint,
+    "ended": _ended,
+}
+
+
+def fresh(updates: tuple[Update, ...], after: int) -> Iterator[Update]:
+    """The updates that are not in the journal yet."""
+    return (update for update in updates if update.seq > after)
