@@ -38,7 +38,9 @@ class Update:
 class Driver:
     """Runs attempts on `engine`; safe over threads. `on_update` is called (without arguments) after each new update."""
 
-    def __init__(self, engine: Engine, clock: Clock, run_dir: Path, on_update: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, run_dir: Path, on_update: Callable[[], None] = lambda: None
+    ) -> None:
         self.driver_id = uuid.uuid4().hex
         self._engine = engine
         self._clock = clock

@@ -1,12 +1,12 @@
 """The home folder: where each file of this machine's controller lies, and the token that lets callers in.
 
-    token           bearer token of the REST API (0600)
-    server.json     where the running controller and Ray are
-    lock            held while a controller is being started or stopped
-    journal.sqlite  the journal
-    controller.log  what the controller says
-    ray/            Ray's own token
-    jobs/<uid>/     logs/, checkpoints/ and model/ of a job
+token           bearer token of the REST API (0600)
+server.json     where the running controller and Ray are
+lock            held while a controller is being started or stopped
+journal.sqlite  the journal
+controller.log  what the controller says
+ray/            Ray's own token
+jobs/<uid>/     logs/, checkpoints/ and model/ of a job
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Home:
             return None
         except OSError as error:
             raise StorageError(
-                f"the token {self.token_file} cannot be read ({error.strerror or error})", hint="it belongs to another user?"
+                f"the token {self.token_file} cannot be read ({error.strerror or error})",
+                hint="it belongs to another user?",
             ) from error
 
     def _write_token(self) -> None:

@@ -27,7 +27,9 @@ class Settings:
     """Values in force. `origins` tells, by name, where each came from."""
 
     home: str = setting("Folder of the journal, logs, checkpoints and the token.", "~/.orchestrate", "ORCHESTRATE_HOME")
-    url: str = setting("Address of a controller that runs elsewhere; empty: the one of this machine.", "", "ORCHESTRATE_URL")
+    url: str = setting(
+        "Address of a controller that runs elsewhere; empty: the one of this machine.", "", "ORCHESTRATE_URL"
+    )
     token: str = setting("Bearer token; empty: the one in the home folder.", "", "ORCHESTRATE_TOKEN")
     host: str = setting("Address that the controller listens on.", "127.0.0.1", "ORCHESTRATE_HOST")
     port: int = setting("Port of the REST API and /metrics.", 8470, "ORCHESTRATE_PORT")
@@ -36,7 +38,9 @@ class Settings:
     prices: str = setting("Price file; empty: the example that ships with orchestrate.", "", "ORCHESTRATE_PRICES")
     cpus: int = setting("CPUs that jobs may use on this machine; 0: all of them.", 0, "ORCHESTRATE_CPUS")
     idle_minutes: int = setting(
-        "Minutes without jobs or requests after which an automatically started Ray stops; 0: never.", 15, "ORCHESTRATE_IDLE_MINUTES"
+        "Minutes without jobs or requests after which an automatically started Ray stops; 0: never.",
+        15,
+        "ORCHESTRATE_IDLE_MINUTES",
     )
     namespace: str = setting("Namespace of jobs that name none.", "default", "ORCHESTRATE_NAMESPACE")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -64,7 +68,9 @@ def resolve(environ: Mapping[str, str], cwd: Path, flags: Mapping[str, Any]) -> 
             try:
                 value = int(value)
             except (TypeError, ValueError):
-                raise UsageError(f"{origin}: {value!r} is not a whole number", hint=f"{name} counts something") from None
+                raise UsageError(
+                    f"{origin}: {value!r} is not a whole number", hint=f"{name} counts something"
+                ) from None
         if kinds[name] is str and not isinstance(value, str):
             raise UsageError(f"{origin}: {value!r} is not text", hint=f"put {name} in quotes")
         values[name] = value
