@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from orchestrator.spec.deepspeed_keys import deepspeed_findings
+from orchestrator.spec.deepspeed_keys import PRESETS, deepspeed_findings
 from orchestrator.spec.document import Path, dotted
+from orchestrator.spec.fields import nearest
 from orchestrator.spec.models import Data, Model, TrainingJob
 from orchestrator.spec.uris import scheme_of, uri_fault
 from orchestrator.spec.validation import Finding, touches
@@ -78,9 +79,9 @@ def _bounds_of_workers(job: TrainingJob) -> Iterator[Finding]:
 
 @_check("spec.workers.allowedSizes")
 def _allowed_sizes(job: TrainingJob) -> Iterator[Finding]:
-    if job.spec.workers.allowed_sizes != "Auto":
+    if isinstance(job.spec.workers.allowed_sizes, list):
         path = ("spec", "workers", "allowedSizes")
-        yield Finding(path, "is not available in this version", "remove it (planned: elastic workers)")
+        yield Finding(path, "a list of sizes is not available in this version", "remove it (planned: elastic workers)")
 
 
 @_check("spec.training.globalBatchSize", "spec.training.microBatchSize", "spec.workers", "spec.entrypoint")
@@ -285,8 +286,12 @@ def _data_uris(job: TrainingJob) -> Iterator[Finding]:
     if job.spec.data is None:
         return
     for path, file in _files(job.spec.data):
+        scheme = scheme_of(file.uri)
         if (fault := uri_fault(file.uri)) is not None:
             yield Finding((*path, "uri"), *fault)
+        elif scheme not in (None, "file", "package"):
+            what = f"reading from {scheme}:// is not available in this version"
+            yield Finding((*path, "uri"), what, "write a path or package://python_package/path (planned: remote data)")
 
 
 @_check("spec.model")
@@ -363,12 +368,27 @@ def _offload_needs_a_stage(job: TrainingJob) -> Iterator[Finding]:
         yield Finding(("spec", "deepspeed", "offload"), what, "write stage: Auto or 1 to 3, or offload: None")
 
 
-@_check("spec.deepspeed.config")
+@_check("spec.deepspeed.config", "spec.deepspeed.stage", "spec.deepspeed.offload")
 def _deepspeed_config(job: TrainingJob) -> Iterator[Finding]:
-    config = job.spec.deepspeed.config
+    deepspeed = job.spec.deepspeed
+    config = deepspeed.config
+    path = ("spec", "deepspeed", "config")
     if isinstance(config, dict):
-        for path, what, hint in deepspeed_findings(config):
-            yield Finding(("spec", "deepspeed", "config", *path), what, hint)
+        for inner, what, hint in deepspeed_findings(config):
+            yield Finding((*path, *inner), what, hint)
+    elif config in PRESETS:
+        if deepspeed.stage not in ("Auto", PRESETS[config]):
+            what = (
+                f"the preset {config} has ZeRO stage {PRESETS[config]}, and spec.deepspeed.stage is {deepspeed.stage}"
+            )
+            yield Finding(path, what, "say the stage once")
+        elif deepspeed.offload != "None" and "offload" not in config:
+            what = f"the preset {config} does not offload, and spec.deepspeed.offload is {deepspeed.offload}"
+            yield Finding(path, what, "remove config, or offload")
+    elif config is not None and "/" not in config and not config.endswith(".json"):
+        near = nearest(config, list(PRESETS))
+        hint = f"did you mean {near}?" if near else f"write one of {', '.join(PRESETS)}, or the path of a .json file"
+        yield Finding(path, f"there is no preset {shown(config)}", hint)
 
 
 @_check("spec.model.config")

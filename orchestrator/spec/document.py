@@ -175,7 +175,7 @@ class _Reader:
         if depth > DEEPEST:
             raise self._stop(place, f"more than {DEEPEST} levels of nesting", "a job file needs about six")
         if isinstance(event, yaml.AliasEvent):
-            target = self._anchors.get(event.anchor)
+            target = self._anchors.get(str(event.anchor))
             if target is None:
                 hint = f"define it first with &{event.anchor}, or quote the text if the * is meant"
                 raise self._stop(place, f"*{event.anchor} refers to nothing above", hint)
@@ -249,8 +249,14 @@ class _Reader:
                 return None
             value = text if event.tag == f"{_CORE}str" else resolve(text)
             wanted = event.tag[len(_CORE) :]
-            fits = {"str": str, "int": int, "float": (int, float), "bool": bool, "null": type(None)}[wanted]
-            if not isinstance(value, fits) or (wanted in ("int", "float") and isinstance(value, bool)):
+            fits: dict[str, tuple[type, ...]] = {
+                "str": (str,),
+                "int": (int,),
+                "float": (int, float),
+                "bool": (bool,),
+                "null": (type(None),),
+            }
+            if not isinstance(value, fits[wanted]) or (wanted in ("int", "float") and isinstance(value, bool)):
                 self._fault(node, f"{shown(text)} is not what its tag !!{wanted} says", "remove the tag", node.place)
                 return None
             return float(value) if wanted == "float" else value

@@ -162,7 +162,7 @@ class DataFile(Part):
     """One file of samples."""
 
     uri: Text = Field(
-        description="A path (relative to `runtime.workingDir`), a URI, or `package://python_package/path/inside`.",
+        description="A path (relative to `runtime.workingDir`), `file://` or `package://python_package/path/inside`.",
         examples=["data/train.csv"],
     )
     format: Literal["CSV", "JSONL", "Text"] = Field(
@@ -183,7 +183,7 @@ class DataFile(Part):
 class Splits(Part):
     """How one source is divided."""
 
-    train: Fraction = Field(default=0.8, gt=0, description="Fraction of the samples that is trained on.")
+    train: float = Field(default=0.8, gt=0, le=1, description="Fraction of the samples that is trained on.")
     validation: Fraction = Field(default=0.1, description="Fraction of the samples for evaluation during training.")
     test: Fraction = Field(default=0.1, description="Fraction of the samples for the evaluation at the end.")
     stratify: bool = Field(default=True, description="Keep the proportions of the labels in every split.")
@@ -397,7 +397,9 @@ class Workers(Part):
         json_schema_extra=_planned("choice of accelerators"),
     )
     allowed_sizes: AllowedSizes = Field(
-        default="Auto", description="Numbers of workers that are allowed between `min` and `max`."
+        default="Auto",
+        description="Numbers of workers that are allowed between `min` and `max`.",
+        json_schema_extra={"x-planned-values": {"PowerOfTwo": "elastic workers"}},
     )
 
     @model_validator(mode="before")

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.domain.errors import Problem
 from orchestrator.spec.document import Document, Path, Place, Unreadable, dotted, read_document
-from orchestrator.spec.fields import all_paths, field_at, fields_of, model_at, nearest, probable_home
+from orchestrator.spec.fields import all_paths, fields_of, model_at, nearest, probable_home
 from orchestrator.spec.values import shown
 
 OPTION = "--set"
@@ -107,7 +107,7 @@ def _put(document: Document, path: Path, value: Any, where: str) -> Problem | No
         if last:
             holder[part] = value
         else:
-            following = [] if isinstance(path[at + 1], int) else {}
+            following: Any = [] if isinstance(path[at + 1], int) else {}
             if holder.get(part) is None:
                 holder[part] = following
             holder = holder[part]
@@ -120,9 +120,5 @@ def _put(document: Document, path: Path, value: Any, where: str) -> Problem | No
 
 def complete(prefix: str) -> list[str]:
     """Paths that begin with `prefix`, for shell completion: fields that hold a value, not sections."""
-    leaves = [
-        dotted(path)
-        for path in all_paths()
-        if (field := field_at(path)) is not None and model_at(path) is None and field
-    ]
+    leaves = [dotted(path) for path in all_paths() if model_at(path) is None]
     return [path for path in leaves if path.startswith(prefix)]

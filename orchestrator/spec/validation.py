@@ -126,7 +126,11 @@ def _clean(location: Sequence[str | int]) -> Path:
 
 def _is_written(document: Any, path: Path) -> bool:
     for part in path:
-        if (isinstance(document, Mapping) and part in document) or (isinstance(document, list) and isinstance(part, int) and part < len(document)):
+        if isinstance(document, list):
+            if not isinstance(part, int) or part >= len(document):
+                return False
+            document = document[part]
+        elif isinstance(document, Mapping) and part in document:
             document = document[part]
         else:
             return False
@@ -243,10 +247,10 @@ def _sentence(
     if kind in ("float_type", "float_parsing"):
         return f"a number is expected, got {_kind_of(value)}", _number_hint(value, whole=False)
     if kind in ("bool_type", "bool_parsing"):
-        word = _TRUE_WORDS.get(str(value).lower())
+        meant = _TRUE_WORDS.get(str(value).lower())
         if str(value).lower() in ("true", "false"):
             return f"true or false is expected, got {_kind_of(value)}", f"write {str(value).lower()} without quotes"
-        return f"true or false is expected, got {_kind_of(value)}", f"write {word}" if word else "write true or false"
+        return f"true or false is expected, got {_kind_of(value)}", f"write {meant}" if meant else "write true or false"
     if kind == "string_type":
         if isinstance(value, bool | int | float):
             return f"a text is expected, got {_kind_of(value)}", f'write it in quotes: "{shown(value)}"'

@@ -1,0 +1,161 @@
+"""What submitting a job would create, told before anything is created. Values in, values out.
+
+First form: gang, batch, ZeRO stage, steps where the document alone tells them, and the names of what would be made. What
+depends on data (steps of an epoch), on hardware (precision) or on prices (cost) is said to be decided there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.domain.quantities import format_bytes
+from orchestrator.planning.batch import Batch, divide
+from orchestrator.planning.stage import StageChoice, choose_stage
+from orchestrator.spec.models import TrainingJob, Workers
+
+DECIDED_BY_HARDWARE = "decided by the worker's hardware"
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """One thing that submitting would make."""
+
+    kind: str
+    """Driver, worker, folder: a word of the glossary."""
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job would be. None in a field: the user's own code or the data decides."""
+
+    namespace: str
+    name: str
+    workers: int
+    gpus_per_worker: int
+    cpus_per_worker: int
+    memory_bytes_per_worker: int | None
+    world_size: int
+    batch: Batch | None
+    stage: StageChoice | None
+    total_steps: int | None
+    epochs: int | None
+    precision: str
+    capacity_mode: str
+    suspended: bool
+    creations: tuple[Creation, ...]
+
+    def lines(self) -> list[str]:
+        """The plan for a terminal: one `name  value` line each."""
+        rows = list(self._rows())
+        width = max(len(name) for name, _ in rows)
+        made = [f"  {item.kind:<10} {item.name}  ({item.detail})" for item in self.creations]
+        return [*(f"{name:<{width}}  {value}" for name, value in rows), "", "Submitting would create:", *made]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as a JSON document with camelCase names."""
+        return {
+            "namespace": self.namespace,
+            "name": self.name,
+            "workers": {
+                "count": self.workers,
+                "gpus": self.gpus_per_worker,
+                "cpus": self.cpus_per_worker,
+                "memoryBytes": self.memory_bytes_per_worker,
+            },
+            "worldSize": self.world_size,
+            "batch": None
+            if self.batch is None
+            else {
+                "global": self.batch.global_batch,
+                "micro": self.batch.micro_batch,
+                "accumulation": self.batch.accumulation,
+            },
+            "deepspeed": None
+            if self.stage is None
+            else {"stage": self.stage.stage, "because": self.stage.because, "preset": self.stage.preset},
+            "totalSteps": self.total_steps,
+            "epochs": self.epochs,
+            "precision": self.precision,
+            "capacityMode": self.capacity_mode,
+            "suspended": self.suspended,
+            "creates": [{"kind": item.kind, "name": item.name, "detail": item.detail} for item in self.creations],
+        }
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        yield "Job", f"{self.namespace}/{self.name}" + (" (suspended until it is resumed)" if self.suspended else "")
+        memory = "" if self.memory_bytes_per_worker is None else f", {format_bytes(self.memory_bytes_per_worker)}"
+        size = f"{_count(self.cpus_per_worker, 'CPU core')}{memory}"
+        if self.gpus_per_worker:
+            size = f"{_count(self.gpus_per_worker, 'GPU')}, {size}"
+        yield "Workers", f"{self.workers} x ({size})"
+        yield "World size", _count(self.world_size, "rank")
+        if self.batch is None:
+            yield "Batch", "decided by your own function"
+        else:
+            yield "Batch", str(self.batch)
+        if self.stage is not None:
+            yield "ZeRO stage", f"{self.stage.stage}, because {self.stage.because}"
+            yield "Offload", "optimizer state to main memory" if self.stage.offload else "none"
+        yield "Steps", self._steps()
+        yield "Precision", self.precision
+        yield "Capacity", self.capacity_mode
+
+    def _steps(self) -> str:
+        if self.total_steps is not None:
+            return f"{self.total_steps:,}"
+        if self.epochs is not None:
+            return f"{_count(self.epochs, 'epoch')}; the number of samples decides the steps"
+        return "decided by your own function"
+
+
+def plan(job: TrainingJob) -> Plan:
+    """The plan of a valid job. Raises BatchDoesNotDivide when the batch does not fit, which the loader refuses before."""
+    spec = job.spec
+    workers = spec.workers
+    built_in = spec.entrypoint is None
+    micro = spec.training.micro_batch_size
+    batch = stage = None
+    if built_in:
+        batch = divide(spec.training.global_batch_size, workers.world_size, micro if isinstance(micro, int) else None)
+        stage = choose_stage(spec.deepspeed, workers.world_size)
+    precision = "Auto" if spec.model is None else spec.model.precision
+    return Plan(
+        namespace=job.metadata.namespace,
+        name=job.metadata.name,
+        workers=workers.max,
+        gpus_per_worker=workers.gpus,
+        cpus_per_worker=workers.cpus,
+        memory_bytes_per_worker=workers.memory_bytes,
+        world_size=workers.world_size,
+        batch=batch,
+        stage=stage,
+        total_steps=spec.training.max_steps,
+        epochs=spec.training.epochs,
+        precision=DECIDED_BY_HARDWARE if precision == "Auto" else precision,
+        capacity_mode=spec.capacity.mode,
+        suspended=spec.suspend,
+        creations=tuple(_creations(job, workers)),
+    )
+
+
+def _creations(job: TrainingJob, workers: Workers) -> Iterator[Creation]:
+    name = job.metadata.name
+    yield Creation("driver", f"{name}-driver", "starts the gang and relays its progress")
+    ranks = _count(max(1, workers.gpus), "rank")
+    for index in range(min(workers.max, 8)):
+        yield Creation("worker", f"{name}-worker-{index}", ranks)
+    if workers.max > 8:
+        yield Creation("worker", f"{name}-worker-8 to {name}-worker-{workers.max - 1}", f"{ranks} each")
+    yield Creation("folder", "$ORCHESTRATE_HOME/jobs/<uid>", "run folder: logs, result")
+    where = job.spec.checkpoint.uri or "$ORCHESTRATE_HOME/jobs/<uid>/checkpoints"
+    every = job.spec.checkpoint.every
+    cadence = f"every {every} steps" if isinstance(every, int) else f"every {every}"
+    yield Creation("checkpoint", where, f"{cadence}, the newest {job.spec.checkpoint.keep} and the best are kept")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
