@@ -364,7 +364,7 @@ class Controller:
             _refuse(items, error)
             return []
         try:
-            if turn.commit:
+            if turn.commit or not self._healthy:  # an empty commit finds out whether the store is back
                 self.journal.commit(turn.commit)
                 self._last_commit_ns = turn.now_ns
         except StorageError as error:
