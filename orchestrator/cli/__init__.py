@@ -1,0 +1,1 @@
+"""The command line: one file a verb under `verbs/`; each parses its arguments, calls what stands below, and prints."""
