@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
     try:
-        serve(resolve(os.environ, Path.cwd(), flags), stop)
+        serve(resolve(os.environ, Path.cwd(), flags), stop)  # noqa: TID251 - the process's edge
     except OrchestrateError as error:
         print(f"orchestrate: error: {error}", file=sys.stderr)  # noqa: T201 - its interface
         return int(error.exit_code)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from world import World
+from tests.controller.world import World
 
 MakeWorld = Callable[..., World]
 
@@ -26,8 +24,8 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
     """Worlds with other settings."""
     made: list[World] = []
 
-    def make(**settings: object) -> World:
-        made.append(World(tmp_path / f"home-{len(made)}", **settings))  # type: ignore[arg-type]
+    def make(**settings: Any) -> World:
+        made.append(World(tmp_path / f"home-{len(made)}", **settings))
         return made[-1]
 
     yield make

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from world import GATES, Gate, World, document
 
 from orchestrator.accounting import Category
 from orchestrator.domain.errors import Conflict, InvalidSpec, NotFound, StaleEpoch, StorageError
 from orchestrator.lifecycle import Phase
+from tests.controller.world import GATES, Gate, World, document
 
 
 def test_a_job_runs_to_its_end_and_its_money_adds_up(world: World) -> None:
@@ -19,7 +19,8 @@ def test_a_job_runs_to_its_end_and_its_money_adds_up(world: World) -> None:
     record = world.until_phase("plain", Phase.SUCCEEDED)
     assert [row.step for row in world.journal.steps(record.uid)] == list(range(1, 13))
     assert record.samples_kept == 12 * 32
-    assert record.cost is not None and record.cost["atRiskUSD"] == "0.00"
+    assert record.cost is not None
+    assert record.cost["atRiskUSD"] == "0.00"
     assert world.events("plain")[:2] == ["Submitted", "Admitted"]
 
 
@@ -43,7 +44,8 @@ def test_an_ended_job_runs_again_only_when_asked(world: World) -> None:
         world.controller.submit(dict(first.document))
     GATES["again"].open(1)
     second = world.controller.submit(dict(first.document), rerun=True)
-    assert second.result == "created" and second.record.uid != first.uid
+    assert second.result == "created"
+    assert second.record.uid != first.uid
     world.until_phase("again", Phase.SUCCEEDED)
     assert [record.uid for record in world.controller.jobs()] == [second.record.uid]
 
@@ -89,26 +91,31 @@ def test_a_lost_worker_costs_only_the_steps_since_the_checkpoint(world: World) -
     record = world.until_phase("lossy", Phase.SUCCEEDED)
     attempts = {(row.attempt, row.step) for row in world.journal.steps(record.uid)}
     assert attempts == {(1, step) for step in range(1, 8)} | {(2, step) for step in range(6, 11)}
-    assert record.state.preemption_restarts == 1 and record.samples_kept == 10 * 32
+    assert record.state.preemption_restarts == 1
+    assert record.samples_kept == 10 * 32
     spent = world.controller.statement(record.uid).by_category()
-    assert Category.LOST_WORK in spent and Category.RESTART in spent and Category.USEFUL in spent
+    assert Category.LOST_WORK in spent
+    assert Category.RESTART in spent
+    assert Category.USEFUL in spent
 
 
 def test_a_failing_program_ends_failed_with_its_own_words(make_world: Callable[..., World]) -> None:
     """An exception of the job's code is not retried by default; the reason holds its message."""
-    world = make_world(worker_loop="world:broken")
+    world = make_world(worker_loop="tests.controller.world:broken")
     world.submit("broken")
     record = world.until_phase("broken", Phase.FAILED)
-    assert record.state.reason == "ApplicationError" and "divides by zero" in record.state.message
+    assert record.state.reason == "ApplicationError"
+    assert "divides by zero" in record.state.message
     assert record.state.attempt == 1
 
 
 def test_restarts_after_errors_are_counted_and_end(make_world: Callable[..., World]) -> None:
     """maxRestarts 2 gives three attempts and no more."""
-    world = make_world(worker_loop="world:broken")
+    world = make_world(worker_loop="tests.controller.world:broken")
     world.submit("stubborn", failure={"maxRestarts": 2})
     record = world.until_phase("stubborn", Phase.FAILED)
-    assert record.state.attempt == 3 and record.state.application_restarts == 2
+    assert record.state.attempt == 3
+    assert record.state.application_restarts == 2
 
 
 def test_cancel_works_in_every_phase(make_world: Callable[..., World]) -> None:
@@ -136,7 +143,8 @@ def test_suspend_saves_and_resume_continues(world: World) -> None:
     world.controller.request("default", "paused", "suspend")
     record = world.until_phase("paused", Phase.SUSPENDED)
     saved = record.state.checkpoint_step
-    assert saved is not None and saved >= 3
+    assert saved is not None
+    assert saved >= 3
     assert world.controller.statement(record.uid).per_hour_nanodollars == 0
     world.controller.request("default", "paused", "resume")
     GATES["paused"].open(10)
@@ -167,7 +175,8 @@ def test_jobs_wait_for_room_and_start_by_priority(make_world: Callable[..., Worl
     world.until_phase("high", Phase.QUEUED)
     GATES["first"].open(1)
     low, high = world.until_phase("low", Phase.SUCCEEDED), world.until_phase("high", Phase.SUCCEEDED)
-    assert high.state.started_ns is not None and low.state.started_ns is not None
+    assert high.state.started_ns is not None
+    assert low.state.started_ns is not None
     assert high.state.started_ns < low.state.started_ns
 
 
@@ -176,7 +185,8 @@ def test_a_gang_that_never_fits_fails_at_once(make_world: Callable[..., World]) 
     world = make_world(cpus=1)
     world.submit("large")
     record = world.until_phase("large", Phase.FAILED)
-    assert record.state.reason == "NoCapacity" and "2 CPUs and there are 1" in record.state.message
+    assert record.state.reason == "NoCapacity"
+    assert "2 CPUs and there are 1" in record.state.message
 
 
 def test_nothing_is_lost_when_the_controller_restarts(world: World) -> None:
@@ -186,7 +196,8 @@ def test_nothing_is_lost_when_the_controller_restarts(world: World) -> None:
     world.restart()
     GATES["survivor"].open(10)
     record = world.until_phase("survivor", Phase.SUCCEEDED)
-    assert record.state.attempt == 2 and record.state.reason == "Completed"
+    assert record.state.attempt == 2
+    assert record.state.reason == "Completed"
     assert [row.step for row in world.journal.steps(record.uid, attempt=2)] == list(range(6, 11))
 
 

@@ -4,12 +4,12 @@ It runs any worker loop whose ranks use their link now and then, passes the engi
 a worker away (`lose_worker`). `pretend` is a worker loop that trains nothing: it makes steps, losses and checkpoints of
 a job file at once, so that the controller can be driven by thousands of jobs.
 
-Limits: threads cannot be killed, so `kill` takes effect when a rank next uses its link.
+Limits: threads cannot be killed, so `kill` takes effect when a rank next uses its link; they share one process, so the
+request's environment variables are not set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -95,8 +95,7 @@ class _Gang:
 
 
 class FakeEngine:
-    """See the module. `environ` reaches the worker loop as `assignment["environ"]` would: threads share one process, so
-    the request's environment is only set for the time of the run when there is one."""
+    """See the module."""
 
     name = "fake"
 
@@ -110,18 +109,15 @@ class FakeEngine:
         gang = _Gang(request, listener, wishes)
         with self._lock:
             self._gang = gang
-        with contextlib.ExitStack() as stack:
-            for name, value in request.env.items():
-                stack.enter_context(_variable(name, value))
-            others = [
-                threading.Thread(target=gang.run_rank, args=(loop, rank), name=f"rank-{rank}", daemon=True)
-                for rank in range(1, request.world_size)
-            ]
-            for thread in others:
-                thread.start()
-            gang.run_rank(loop, 0)
-            for thread in others:
-                thread.join()
+        others = [
+            threading.Thread(target=gang.run_rank, args=(loop, rank), name=f"rank-{rank}", daemon=True)
+            for rank in range(1, request.world_size)
+        ]
+        for thread in others:
+            thread.start()
+        gang.run_rank(loop, 0)
+        for thread in others:
+            thread.join()
         with self._lock:
             self._gang = None
         return gang.outcome()
@@ -138,19 +134,6 @@ class FakeEngine:
                 return False
             self._gang.lost.add(rank)
             return True
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Any:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = None) -> dict[str, Any]:
