@@ -50,7 +50,8 @@ class StartAttempt(Command):
 
 @dataclass(frozen=True, slots=True)
 class StopAttempt(Command):
-    """Ask the gang to stop: `save` first, or at once."""
+    """Ask the gang to stop: `save` first, or at once. `AttemptEnded` must follow in any case: an attempt that was not
+    started yet (its `StartAttempt` has a delay) must not start any more and is reported as ended."""
 
     attempt: int
     save: bool

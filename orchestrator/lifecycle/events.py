@@ -71,12 +71,13 @@ class CheckpointCommitted(AttemptEvent):
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp(AttemptEvent):
-    """An attempt that began before the newest settled step has reached that step again."""
+    """An attempt that began before the newest settled step has reached that step again. Comes after its first step."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded(AttemptEvent):
-    """The gang is gone; `step` is the newest step that was heard of from this attempt."""
+    """The gang is gone; `step` is the newest step that was heard of from this attempt (0: none). A `reason` that no
+    attempt may end with counts as `ApplicationError`."""
 
     reason: str
     message: str
@@ -85,7 +86,7 @@ class AttemptEnded(AttemptEvent):
 
 @dataclass(frozen=True, slots=True)
 class StopOverdue(AttemptEvent):
-    """A stop was asked for and not obeyed within the grace period."""
+    """A stop was asked for and not obeyed within the grace period. The shell's own observation: nothing was heard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,12 @@ the job's story. A request that makes no sense in a phase (suspend an ended job)
 Work and money: a checkpoint settles the training time up to `covers_ns` as useful. When an attempt ends, what it
 trained after its last checkpoint is lost; when it succeeds, the rest is useful, since the final model is durable. What
 was settled stays settled: if a later attempt has to start before the newest settled step (its checkpoint was refused),
-the time until that step is reached again is lost work.
+the time until that step is reached again is lost work. A gang that stops as asked with its newest step saved loses
+nothing.
+
+Every loop ends: an attempt has made progress only when it brought a step beyond the newest one known, or a checkpoint
+beyond the newest settled one. Both are bounded by the length of the training, and `Limits.max_fruitless_attempts`
+bounds the attempts between them, so a step that kills every attempt cannot be redone for ever.
 """
 
 from __future__ import annotations
@@ -39,7 +44,11 @@ class Limits:
     max_restarts: int = 0
     max_preemptions: int | None = None
     max_fruitless_attempts: int = 5
-    """Lost attempts in a row without one new step, after which the job is in a crash loop."""
+    """Lost attempts in a row without progress (see `JobState.progressed`), after which the job is in a crash loop."""
+
+
+MAX_DELAY_SECONDS = 300.0
+"""Longest pause before a further attempt; the machines are paid for meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class Decision:
     """None when the event was stale and changed nothing."""
 
 
-class Refusal(Exception):  # noqa: N818 - it is a refusal, not an error of the machine
+class Refusal(Exception):
     """A request that the job's phase does not allow; the message is for the user."""
 
 
@@ -67,9 +76,12 @@ def transition(state: JobState | None, event: on.Event, limits: Limits, story: S
             raise InternalError(f"{type(event).__name__} for a job that was never submitted")
         return _submitted(event)
     if isinstance(event, on.AttemptEvent):
-        if state.phase.ended or not state.phase.holds_machines or event.attempt != state.attempt:
+        if not state.phase.holds_machines or event.attempt != state.attempt:
             return Decision(state)
-        state = replace(state, attempt_seen=True)
+        if not isinstance(event, on.StopOverdue):
+            state = replace(state, attempt_seen=True)
+        elif state.stopping is None:
+            return Decision(state)
     handler = _TABLE.get((state.phase, type(event)))
     if handler is None:
         told = "\n  ".join(str(entry) for entry in story)
@@ -84,7 +96,8 @@ def transition(state: JobState | None, event: on.Event, limits: Limits, story: S
 def _submitted(event: on.Submitted) -> Decision:
     phase = Phase.SUSPENDED if event.suspended else Phase.PENDING
     message = "accepted, and suspended as the job file asks" if event.suspended else "accepted"
-    state = JobState(phase, event.at_ns, event.at_ns, event.workers, message=message)
+    reason = TerminationReason.SUSPENDED.value if event.suspended else None
+    state = JobState(phase, event.at_ns, event.at_ns, event.workers, reason=reason, message=message)
     return Decision(state, (), StoryEntry(event.at_ns, "Submitted", "", phase, "Submitted", message))
 
 
@@ -105,7 +118,14 @@ def _admitted(state: JobState, event: on.Event, _: Limits) -> _Result:
 
 def _new_attempt(state: JobState, phase: Phase, attempt: int, message: str) -> JobState:
     return replace(
-        state, phase=phase, attempt=attempt, attempt_seen=False, attempt_step=0, restored_step=None, message=message
+        state,
+        phase=phase,
+        attempt=attempt,
+        attempt_seen=False,
+        attempt_step=0,
+        restored_step=None,
+        progressed=False,
+        message=message,
     )
 
 
@@ -133,17 +153,30 @@ def _restored(state: JobState, event: on.Event, _: Limits) -> _Result:
     assert isinstance(event, on.CheckpointRestored)
     place = f"continues from step {event.step} ({event.uri})" if event.uri else "starts from the beginning"
     message = f"attempt {event.attempt} {place}"
-    return replace(state, restored_step=event.step, attempt_step=event.step, message=message), (), "Restored", message
+    after = replace(
+        state,
+        step=max(state.step, event.step),
+        attempt_step=max(state.attempt_step, event.step),
+        restored_step=event.step,
+        message=message,
+    )
+    if state.restored_step is None and event.uri != state.checkpoint_uri:
+        # What was the newest checkpoint is refused or gone, or a newer one became durable unheard.
+        after = replace(
+            after,
+            checkpoint_step=event.step if event.uri else None,
+            checkpoint_uri=event.uri,
+            checkpoint_ns=event.at_ns if event.uri else None,
+        )
+    return after, (), "Restored", message
 
 
 def _first_step(state: JobState, event: on.Event, _: Limits) -> _Result:
     assert isinstance(event, on.FirstStepDone)
     message = f"attempt {event.attempt} trains; its first step was {event.step}"
     after = replace(
-        state,
+        state.at_step(event.step),
         phase=Phase.RUNNING,
-        step=max(state.step, event.step),
-        attempt_step=event.step,
         started_ns=state.started_ns if state.started_ns is not None else event.at_ns,
         message=message,
     )
@@ -152,16 +185,17 @@ def _first_step(state: JobState, event: on.Event, _: Limits) -> _Result:
 
 def _committed(state: JobState, event: on.Event, _: Limits) -> _Result:
     assert isinstance(event, on.CheckpointCommitted)
+    beyond = event.step > state.settled_step
+    after = state.at_step(event.step)
     after = replace(
-        state,
-        step=max(state.step, event.step),
-        attempt_step=max(state.attempt_step, event.step),
+        after,
+        progressed=after.progressed or beyond,
         checkpoint_step=event.step,
         checkpoint_uri=event.uri,
         checkpoint_ns=event.at_ns,
         settled_step=max(state.settled_step, event.step),
     )
-    settle = SettleWork(event.covers_ns, useful=event.step > state.settled_step)
+    settle = SettleWork(min(event.covers_ns, event.at_ns), useful=beyond)
     return after, (settle,), "CheckpointCommitted", f"step {event.step}: {event.uri}"
 
 
@@ -172,41 +206,72 @@ def _caught_up(state: JobState, event: on.Event, _: Limits) -> _Result:
 
 def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
     assert isinstance(event, on.AttemptEnded)
-    reason = TerminationReason(event.reason)
-    progressed = event.step > state.step or state.phase is Phase.RUNNING and state.attempt_step > (state.restored_step or 0)
-    step = max(state.step, event.step)
-    state = replace(state, step=step, attempt_step=max(state.attempt_step, event.step))
-    release = (BookActivity(Activity.SHUTDOWN, event.at_ns), ReleaseMachines())
-    if reason.consequence.phase is Phase.SUCCEEDED:
-        return _end(state, event, reason, event.message, (SettleWork(event.at_ns, useful=True), *release))
-    lost = SettleWork(event.at_ns, useful=False)
-    if state.stopping is not None:
-        why = TerminationReason(state.stopping)
-        after, commands, word, message = _end(state, event, why, "", (lost, *release))
-        return after, commands, word, message
+    reason, told = _reported(event)
+    state = state.at_step(event.step)
+    why = reason if state.stopping is None or reason in _DONE else TerminationReason(state.stopping)
+    saved = why is TerminationReason.SUSPENDED and reason is TerminationReason.STOPPED and _newest_step_is_saved(state)
+    settle = SettleWork(event.at_ns, useful=reason in _DONE or saved)
+    finish = (BookActivity(Activity.SHUTDOWN, event.at_ns), settle, ReleaseMachines())
+    if state.stopping is not None and reason not in _DONE:
+        if why is TerminationReason.SUSPENDED:
+            instead = "" if reason is TerminationReason.STOPPED else f"The attempt ended on its own: {reason}. {told}"
+            told = f"{instead} {_where_resume_starts(state)}".strip()
+        else:
+            told = ""
+        return _end(state, event, why, told, finish)
     if not reason.consequence.retried:
-        return _end(state, event, reason, event.message, (lost, *release))
+        return _end(state, event, reason, told, finish)
+    charged = state
     if reason.consequence.budget is Budget.APPLICATION:
         if state.application_restarts >= limits.max_restarts:
             allowed = f"spec.failure.maxRestarts allows {limits.max_restarts} restarts after errors."
-            return _end(state, event, reason, f"{event.message} {allowed}".strip(), (lost, *release))
-        state = replace(state, application_restarts=state.application_restarts + 1)
+            return _end(state, event, reason, f"{told} {allowed}".strip(), finish)
+        charged = replace(state, application_restarts=state.application_restarts + 1)
     elif reason.consequence.budget is Budget.PREEMPTION:
         if limits.max_preemptions is not None and state.preemption_restarts >= limits.max_preemptions:
-            exhausted = TerminationReason.PREEMPTIONS_EXHAUSTED
-            return _end(state, event, exhausted, f"Last: {reason.value}. {event.message}", (lost, *release))
-        state = replace(state, preemption_restarts=state.preemption_restarts + 1)
-    fruitless = 0 if progressed else state.fruitless_attempts + 1
+            last = f"It allows {limits.max_preemptions}; last: {reason}. {told}".strip()
+            return _end(state, event, TerminationReason.PREEMPTIONS_EXHAUSTED, last, finish)
+        charged = replace(state, preemption_restarts=state.preemption_restarts + 1)
+    fruitless = 0 if state.progressed else state.fruitless_attempts + 1
     if fruitless >= limits.max_fruitless_attempts:
-        last = f"{fruitless} in a row; last: {reason.value}. {event.message}"
-        return _end(state, event, TerminationReason.CRASH_LOOP, last, (lost, *release))
+        last = f"{fruitless} in a row; last: {reason}. {told}".strip()
+        if state.attempt_step > (state.restored_step or 0):
+            last += f" Step {state.step} was reached before; a smaller spec.checkpoint.every keeps more of it."
+        crashed = replace(state, fruitless_attempts=fruitless)
+        return _end(crashed, event, TerminationReason.CRASH_LOOP, last, finish)
     attempt = state.attempt + 1
-    text = " ".join(part for part in (reason.consequence.sentence, event.message) if part)
+    text = " ".join(part for part in (reason.consequence.sentence, told) if part)
     message = f"{text} Attempt {attempt} follows."
-    after = replace(_new_attempt(state, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
-    delay = 0.0 if fruitless <= 1 else float(2 ** (fruitless - 1))
-    commands = (lost, BookActivity(Activity.RESTART, event.at_ns), StartAttempt(attempt, delay))
+    after = replace(_new_attempt(charged, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
+    commands = (
+        BookActivity(Activity.RESTART, event.at_ns),
+        settle,
+        StartAttempt(attempt, _delay_seconds(fruitless)),
+    )
     return after, commands, reason.value, message
+
+
+def _reported(event: on.AttemptEnded) -> tuple[TerminationReason, str]:
+    """The reason of an attempt's end and what is told of it. A word that no attempt may end with (a worker can report
+    anything) counts as an error of the job's own code."""
+    if event.reason in ATTEMPT_REASONS:
+        return TerminationReason(event.reason), event.message
+    return TerminationReason.APPLICATION_ERROR, f"It reported {event.reason!r}. {event.message}".strip()
+
+
+def _newest_step_is_saved(state: JobState) -> bool:
+    return state.settled_step <= state.attempt_step == state.checkpoint_step
+
+
+def _where_resume_starts(state: JobState) -> str:
+    if state.checkpoint_step is None:
+        return "No checkpoint exists, so resume starts from the beginning."
+    return f"Resume continues from step {state.checkpoint_step}."
+
+
+def _delay_seconds(fruitless: int) -> float:
+    """Pause before the next attempt: none after the first fruitless one, then 2, 4, 8 ... seconds."""
+    return 0.0 if fruitless <= 1 else min(MAX_DELAY_SECONDS, 2.0 ** min(fruitless - 1, 30))
 
 
 def _cancel_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
@@ -220,7 +285,7 @@ def _cancel_holding(state: JobState, event: on.Event, _: Limits) -> _Result:
 
 
 def _suspend_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
-    return _end(state, event, TerminationReason.SUSPENDED, "", ())
+    return _end(state, event, TerminationReason.SUSPENDED, _where_resume_starts(state), ())
 
 
 def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> _Result:
@@ -247,6 +312,8 @@ def _resume_active(state: JobState, _: on.Event, __: Limits) -> _Result:
 
 
 def _checkpoint(state: JobState, _: on.Event, __: Limits) -> _Result:
+    if state.stopping is not None:
+        raise Refusal("the job is being stopped")
     return state, (SaveCheckpoint(state.attempt),), "CheckpointRequested", "a checkpoint is asked for"
 
 
@@ -262,6 +329,17 @@ def _overdue(state: JobState, _: on.Event, __: Limits) -> _Result:
 def _refuse_ended(state: JobState, _: on.Event, __: Limits) -> _Result:
     raise Refusal(f"the job has ended; it is {state.phase}")
 
+
+ATTEMPT_REASONS = frozenset(TerminationReason) - {
+    TerminationReason.CANCELLED,
+    TerminationReason.SUSPENDED,
+    TerminationReason.NO_CAPACITY,
+    TerminationReason.START_DEADLINE_EXCEEDED,
+    TerminationReason.CRASH_LOOP,
+    TerminationReason.PREEMPTIONS_EXHAUSTED,
+}
+"""What an attempt may end with; the other reasons are decided here, for the job."""
+_DONE = frozenset({TerminationReason.COMPLETED, TerminationReason.EARLY_STOPPED})
 
 _WAITING = (Phase.PENDING, Phase.QUEUED)
 _HOLDING = (Phase.PROVISIONING, Phase.RECOVERING, Phase.RUNNING)
@@ -300,16 +378,22 @@ _TABLE: dict[tuple[Phase, type[on.Event]], _Handler] = {
 
 def check_invariants(state: JobState) -> None:
     """Raise `InternalError` when a state contradicts itself; tests call it after every transition."""
+    known = (state.checkpoint_step is None, state.checkpoint_uri is None, state.checkpoint_ns is None)
     rules = {
         "an ended job has an end time, and no other has one": state.phase.ended == (state.ended_ns is not None),
-        "an ended job has a reason": not state.phase.ended or state.reason is not None,
+        "an ended or suspended job has a reason": state.reason is not None
+        or not (state.phase.ended or state.phase is Phase.SUSPENDED),
         "a job that holds machines has an attempt": not state.phase.holds_machines or state.attempt >= 1,
         "only a job that holds machines is stopping": state.stopping is None or state.phase.holds_machines,
         "a running job has started": state.phase is not Phase.RUNNING or state.started_ns is not None,
-        "an attempt is never ahead of the job": state.attempt_step <= max(state.step, state.restored_step or 0),
+        "an attempt is never ahead of the job": state.attempt_step <= state.step,
+        "no checkpoint is ahead of the job": (state.checkpoint_step or 0) <= state.step,
+        "nothing is settled ahead of the job": state.settled_step <= state.step,
+        "a checkpoint has a step, a place and a time": all(known) or not any(known),
         "restarts do not outnumber attempts": state.application_restarts + state.preemption_restarts
-        <= max(0, state.attempt - 1) + (1 if state.phase.ended else 0),
-        "a time does not precede the submission": state.phase_since_ns >= 0 and state.workers >= 1,
+        <= max(0, state.attempt - 1),
+        "counts are not negative and there is a worker": state.workers >= 1
+        and min(state.attempt, state.step, state.attempt_step, state.fruitless_attempts) >= 0,
     }
     for rule, holds in rules.items():
         if not holds:

@@ -76,9 +76,7 @@ _CONSEQUENCES = {
     TerminationReason.CANCELLED: Consequence(
         Phase.CANCELLED, False, _NONE, "Cancelled on request.", ExitCode.CANCELLED
     ),
-    TerminationReason.SUSPENDED: Consequence(
-        Phase.SUSPENDED, False, _NONE, "Suspended on request; resume continues from the last checkpoint.", ExitCode.OK
-    ),
+    TerminationReason.SUSPENDED: Consequence(Phase.SUSPENDED, False, _NONE, "Suspended on request.", ExitCode.OK),
     TerminationReason.WORKER_LOST: Consequence(
         _FAILED, True, _PREEMPTION, "A worker process was lost.", ExitCode.PREEMPTED_OUT
     ),
@@ -117,9 +115,13 @@ _CONSEQUENCES = {
         _FAILED, False, _NONE, "No room for the job was found before spec.startDeadline.", ExitCode.NO_CAPACITY
     ),
     TerminationReason.CRASH_LOOP: Consequence(
-        _FAILED, False, _NONE, "Attempt after attempt was lost without one new step.", _JOB_FAILED
+        _FAILED, False, _NONE, "Attempt after attempt was lost without a new step or checkpoint.", _JOB_FAILED
     ),
     TerminationReason.PREEMPTIONS_EXHAUSTED: Consequence(
-        _FAILED, False, _NONE, "More machines were lost than spec.failure.maxPreemptions allows.", ExitCode.PREEMPTED_OUT
+        _FAILED,
+        False,
+        _NONE,
+        "More machines were lost than spec.failure.maxPreemptions allows.",
+        ExitCode.PREEMPTED_OUT,
     ),
 }

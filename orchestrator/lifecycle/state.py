@@ -60,7 +60,9 @@ class StoryEntry:
     message: str
 
     def __str__(self) -> str:
-        arrow = f"{self.phase_before} -> {self.phase_after}" if self.phase_before != self.phase_after else self.phase_after
+        arrow = (
+            f"{self.phase_before} -> {self.phase_after}" if self.phase_before != self.phase_after else self.phase_after
+        )
         return f"{self.at_ns} {self.event}: {arrow} ({self.reason}) {self.message}"
 
 
@@ -80,8 +82,10 @@ class JobState:
     attempt_step: int = 0
     """Newest global step reported by the present attempt."""
     checkpoint_step: int | None = None
+    """Step of the newest checkpoint that the next attempt can continue from, as far as is known."""
     checkpoint_uri: str | None = None
     checkpoint_ns: int | None = None
+    """When it was committed, or taken up by an attempt after a newer one was refused."""
     settled_step: int = 0
     """Newest step whose work was settled as useful; never falls."""
     restored_step: int | None = None
@@ -90,8 +94,11 @@ class JobState:
     """`Cancelled` or `Suspended` while the gang is being stopped for that reason."""
     application_restarts: int = 0
     preemption_restarts: int = 0
+    progressed: bool = False
+    """Whether the present attempt brought a step beyond the newest known before, or a checkpoint beyond the newest
+    settled step. A step that is redone is no progress."""
     fruitless_attempts: int = 0
-    """Consecutive attempts that were lost without one step beyond `step`."""
+    """Consecutive attempts that were lost without progress."""
     started_ns: int | None = None
     """When the first step of the first attempt was done."""
     ended_ns: int | None = None
@@ -100,7 +107,13 @@ class JobState:
 
     def at_step(self, step: int) -> JobState:
         """The same state after the present attempt reported `step`: progress, not a transition."""
-        return replace(self, step=max(self.step, step), attempt_step=max(self.attempt_step, step), attempt_seen=True)
+        return replace(
+            self,
+            step=max(self.step, step),
+            attempt_step=max(self.attempt_step, step),
+            attempt_seen=True,
+            progressed=self.progressed or step > self.step,
+        )
 
     def to_document(self) -> dict[str, Any]:
         return asdict(self)
