@@ -6,20 +6,24 @@ machine is released, the gang turns to another activity, a checkpoint stalled th
 them by differences of a cumulative floor (see `orchestrator.domain.money`), so that the segments of a machine add up to
 its cost to the nano-dollar, whatever the cuts.
 
-The wall clock may step: an instant that precedes an earlier one of the same ledger counts as that earlier one.
+The wall clock may step: an instant that precedes an earlier one of the same ledger counts as that earlier one. So an
+instant must not lie ahead of the writer's own clock; whoever reports a worker's time bounds it first.
+
+What is settled never changes: the amounts of all categories but at_risk only rise, as entries come and time goes on.
 
 Limits of this form: one price for as long as a machine is held; activities are those of the whole gang.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.domain.errors import InternalError
-from orchestrator.domain.money import Nanodollars, add, cost_between
+from orchestrator.domain.money import Nanodollars, add, cumulative_cost
 from orchestrator.domain.offerings import CapacityType
 
 
@@ -77,14 +81,15 @@ class CategoryBooked(Entry):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointStalled(Entry):
-    """The gang stood still for a checkpoint from `from_ns` to `at_ns`."""
+    """The gang stood still for a checkpoint from `from_ns` to `at_ns`. Only time at risk is cut: what is settled stays."""
 
     from_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkSettled(Entry):
-    """Training at risk that was done before `at_ns` was useful, or is lost."""
+    """Training at risk that was done before `at_ns` was useful, or is lost. When the gang no longer trains, that is all
+    training at risk, whatever the clocks of its machines say."""
 
     useful: bool
 
@@ -104,11 +109,13 @@ def entry_from_document(document: dict[str, Any]) -> Entry:
     kind = _KINDS.get(values.pop("kind", ""))
     if kind is None:
         raise InternalError(f"the ledger holds an entry of unknown kind: {document!r}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InternalError(f"the ledger holds an entry of unknown form: {document!r}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """The time [start_ns, end_ns) of one machine in one category, and its cost (None: price unknown)."""
 
     machine: str
@@ -146,11 +153,10 @@ class Statement:
 
     def by_category(self) -> dict[Category, Nanodollars | None]:
         """Cost of every category that has any time; the values add up to `total`."""
-        return {
-            category: _sum(s.cost_nanodollars for s in self.segments if s.category is category)
-            for category in Category
-            if any(s.category is category for s in self.segments)
-        }
+        sums: dict[Category, Nanodollars | None] = {}
+        for segment in self.segments:
+            sums[segment.category] = add(sums.get(segment.category, Nanodollars(0)), segment.cost_nanodollars)
+        return {category: sums[category] for category in Category if category in sums}
 
     def machine_seconds(self, category: Category | None = None) -> float:
         chosen = (s for s in self.segments if category in (None, s.category))
@@ -177,12 +183,17 @@ class _Span:
 
 
 class Ledger:
-    """Fold of the entries of one job, in the order they were journaled."""
+    """Fold of the entries of one job, in the order they were journaled.
+
+    Spans are in order of time and do not overlap; neighbours of one category are joined. Spans before `_first_at_risk`
+    are settled, so an entry costs no more than the spans that are at risk. Not safe over threads.
+    """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._spans: list[_Span] = []
         self._holds: dict[str, MachineHeld] = {}
         self._ends: dict[str, int] = {}
+        self._held: dict[str, None] = {}
         self._latest_ns = 0
         self._first_at_risk = 0
         for entry in entries:
@@ -191,7 +202,7 @@ class Ledger:
     @property
     def held(self) -> tuple[str, ...]:
         """Machines that are paid for now."""
-        return tuple(machine for machine in self._holds if machine not in self._ends)
+        return tuple(self._held)
 
     def append(self, entry: Entry) -> None:
         """Take in one entry. Raises `InternalError` when it contradicts the ledger, which stays as it was."""
@@ -215,101 +226,166 @@ class Ledger:
 
     def _hold(self, entry: MachineHeld) -> None:
         if entry.machine in self._holds:
-            raise InternalError(f"machine {entry.machine} is held already")
+            raise InternalError(f"machine {entry.machine} is or was held already")
+        if entry.capacity_type not in set(CapacityType):
+            raise InternalError(f"machine {entry.machine} is of unknown capacity type {entry.capacity_type!r}")
         self._holds[entry.machine] = replace(entry, at_ns=self._clamped(entry.at_ns))
+        self._held[entry.machine] = None
 
     def _release(self, entry: MachineReleased) -> None:
-        if entry.machine not in self._holds or entry.machine in self._ends:
+        if entry.machine not in self._held:
             raise InternalError(f"machine {entry.machine} is released but not held")
-        self._ends[entry.machine] = self._clamped(entry.at_ns)
+        at_ns = self._clamped(entry.at_ns)
+        self._ends[entry.machine] = at_ns
+        del self._held[entry.machine]
+        if not self._held:  # no machine, no activity: what the next machine is for is booked anew
+            self._close_span(at_ns)
 
     def _book(self, entry: CategoryBooked) -> None:
+        if entry.category not in set(Category):
+            raise InternalError(f"the ledger cannot book the unknown category {entry.category!r}")
         category, at_ns = Category(entry.category), self._clamped(entry.at_ns)
+        if self._spans and self._spans[-1].end_ns is None and self._spans[-1].category is category:
+            return
+        self._close_span(at_ns)
+        last = self._spans[-1] if self._spans else None
+        if last is not None and last.category is category and last.end_ns == at_ns:
+            last.end_ns = None
+        else:
+            self._spans.append(_Span(at_ns, None, category))
+        self._advance()
+
+    def _close_span(self, at_ns: int) -> None:
         if self._spans and self._spans[-1].end_ns is None:
-            if self._spans[-1].category is category:
-                return
             self._spans[-1].end_ns = at_ns
-        self._spans.append(_Span(at_ns, None, category))
+            if self._spans[-1].start_ns >= at_ns:
+                self._spans.pop()
+                self._first_at_risk = min(self._first_at_risk, len(self._spans))
 
     def _stall(self, entry: CheckpointStalled) -> None:
         """Cut the stall out of training time, wherever it lies; time of other categories stays as it is."""
+        self._clamped(entry.at_ns)
         self._recut(entry.from_ns, entry.at_ns, Category.CHECKPOINT_STALL)
 
     def _settle(self, entry: WorkSettled) -> None:
-        self._recut(0, entry.at_ns, Category.USEFUL if entry.useful else Category.LOST_WORK)
+        latest_ns = self._clamped(entry.at_ns)
+        last = self._spans[-1] if self._spans else None
+        trains = last is not None and last.end_ns is None and last.category is Category.AT_RISK
+        self._recut(0, entry.at_ns if trains else latest_ns, Category.USEFUL if entry.useful else Category.LOST_WORK)
 
     def _recut(self, from_ns: int, until_ns: int, category: Category) -> None:
         """Give the at-risk time within [from_ns, until_ns) another category."""
-        kept, tail = self._spans[: self._first_at_risk], self._spans[self._first_at_risk :]
-        for span in tail:
-            if span.category is not Category.AT_RISK:
-                kept.append(span)
-                continue
-            low = max(span.start_ns, from_ns)
-            high = until_ns if span.end_ns is None else min(span.end_ns, until_ns)
-            if high <= low:
-                kept.append(span)
-                continue
-            if span.start_ns < low:
-                kept.append(_Span(span.start_ns, low, Category.AT_RISK))
-            kept.append(_Span(low, high, category))
-            if span.end_ns is None or high < span.end_ns:
-                kept.append(_Span(high, span.end_ns, Category.AT_RISK))
-        self._spans = kept
-        while self._first_at_risk < len(kept) and kept[self._first_at_risk].category is not Category.AT_RISK:
+        first = max(0, self._first_at_risk - 1)  # the last settled span may be joined with what follows it
+        if category is Category.CHECKPOINT_STALL:
+            first = max(first, bisect_right(self._spans, from_ns, lo=first, key=lambda span: span.start_ns) - 1)
+        recut: list[_Span] = []
+        for span in self._spans[first:]:
+            for part in _cut(span, from_ns, until_ns, category):
+                if recut and recut[-1].category is part.category and recut[-1].end_ns == part.start_ns:
+                    recut[-1].end_ns = part.end_ns
+                else:
+                    recut.append(part)
+        self._spans[first:] = recut
+        self._advance()
+
+    def _advance(self) -> None:
+        while (
+            self._first_at_risk < len(self._spans) and self._spans[self._first_at_risk].category is not Category.AT_RISK
+        ):
             self._first_at_risk += 1
 
     def statement(self, now_ns: int) -> Statement:
-        """Every machine's time until `now_ns`, cut into segments and priced."""
+        """Every machine's time until `now_ns`, cut into segments and priced. Walks all spans of each machine's time."""
         until_ns = max(now_ns, self._latest_ns)
         segments: list[Segment] = []
         for machine, hold in self._holds.items():
-            released_ns = self._ends.get(machine)
-            segments.extend(self._segments_of(hold, until_ns if released_ns is None else released_ns, released_ns is not None))
+            segments.extend(self._segments_of(hold, self._ends.get(machine), until_ns))
         holds = self._holds.values()
-        now_prices = [Nanodollars(p) if (p := self._holds[m].price_nanodollars_per_hour) is not None else None for m in self.held]
+        prices = [self._holds[machine].price_nanodollars_per_hour for machine in self._held]
         return Statement(
             until_ns,
             tuple(segments),
-            _sum(now_prices),
+            _sum(None if price is None else Nanodollars(price) for price in prices),
             any(hold.billed for hold in holds),
             tuple(dict.fromkeys(hold.price_source for hold in holds)),
         )
 
-    def _segments_of(self, hold: MachineHeld, end_ns: int, released: bool) -> list[Segment]:
-        pieces: list[tuple[int, int, Category]] = []
+    def _segments_of(self, hold: MachineHeld, released_ns: int | None, until_ns: int) -> list[Segment]:
+        """Time that nothing was booked for counts as provisioning; what is billed beyond the release, as shutdown."""
+        end_ns = until_ns if released_ns is None else released_ns
+        pieces: list[_Piece] = []
         cursor = hold.at_ns
-        for span in self._spans:
+        first = max(0, bisect_right(self._spans, cursor, key=lambda span: span.start_ns) - 1)
+        for index in range(first, len(self._spans)):
+            span = self._spans[index]
+            if span.start_ns >= end_ns:
+                break
             low = max(span.start_ns, cursor)
             high = end_ns if span.end_ns is None else min(span.end_ns, end_ns)
-            if high <= low:
-                continue
-            if cursor < low:
-                pieces.append((cursor, low, Category.PROVISIONING))
-            pieces.append((low, high, span.category))
-            cursor = high
-        if cursor < end_ns:
-            pieces.append((cursor, end_ns, Category.SHUTDOWN if released else Category.PROVISIONING))
-        if released and (billed_end := _billed_end(hold, end_ns)) > end_ns:
-            pieces.append((end_ns, billed_end, Category.SHUTDOWN))
-        return [self._segment(hold, *piece) for piece in _merged(pieces)]
+            if high > low:
+                _add(pieces, cursor, low, Category.PROVISIONING)
+                _add(pieces, low, high, span.category)
+                cursor = high
+        _add(pieces, cursor, end_ns, Category.PROVISIONING)
+        if released_ns is not None:
+            _add(pieces, end_ns, _billed_end(hold, end_ns), Category.SHUTDOWN)
+        capacity_type = CapacityType(hold.capacity_type)
+        costs = _costs(hold, hold.price_nanodollars_per_hour, pieces)
+        list_costs = _costs(hold, hold.list_price_nanodollars_per_hour, pieces)
+        return [
+            Segment(
+                hold.machine,
+                hold.instance_type,
+                hold.zone,
+                capacity_type,
+                hold.gpus,
+                category,
+                start_ns,
+                end_ns,
+                cost,
+                list_cost,
+            )
+            for (start_ns, end_ns, category), cost, list_cost in zip(pieces, costs, list_costs, strict=True)
+        ]
 
-    def _segment(self, hold: MachineHeld, start_ns: int, end_ns: int, category: Category) -> Segment:
-        def cost(price: int | None) -> Nanodollars | None:
-            return None if price is None else cost_between(price, hold.at_ns, start_ns, end_ns)
 
-        return Segment(
-            hold.machine,
-            hold.instance_type,
-            hold.zone,
-            CapacityType(hold.capacity_type),
-            hold.gpus,
-            category,
-            start_ns,
-            end_ns,
-            cost(hold.price_nanodollars_per_hour),
-            cost(hold.list_price_nanodollars_per_hour),
-        )
+def _cut(span: _Span, from_ns: int, until_ns: int, category: Category) -> Iterator[_Span]:
+    """The span in up to three parts: its time within [from_ns, until_ns) in another category, if it is at risk."""
+    low = max(span.start_ns, from_ns)
+    high = until_ns if span.end_ns is None else min(span.end_ns, until_ns)
+    if span.category is not Category.AT_RISK or high <= low:
+        yield span
+        return
+    if span.start_ns < low:
+        yield _Span(span.start_ns, low, Category.AT_RISK)
+    yield _Span(low, high, category)
+    if span.end_ns is None or high < span.end_ns:
+        yield _Span(high, span.end_ns, Category.AT_RISK)
+
+
+_Piece = tuple[int, int, Category]
+"""[start_ns, end_ns) of one machine; pieces of a machine follow each other without a gap."""
+
+
+def _add(pieces: list[_Piece], start_ns: int, end_ns: int, category: Category) -> None:
+    """Add the time [start_ns, end_ns) if there is any, joined with the piece before it when that is of one category."""
+    if end_ns <= start_ns:
+        return
+    if pieces and pieces[-1][2] is category:
+        start_ns = pieces.pop()[0]
+    pieces.append((start_ns, end_ns, category))
+
+
+def _costs(hold: MachineHeld, price: int | None, pieces: Sequence[_Piece]) -> Iterator[Nanodollars | None]:
+    """Cost of each piece: by how much it raises what the machine has cost since it was held."""
+    before = Nanodollars(0)
+    for _, end_ns, _ in pieces:
+        if price is None:
+            yield None
+        else:
+            until = cumulative_cost(price, end_ns - hold.at_ns)
+            yield Nanodollars(until - before)
+            before = until
 
 
 def _billed_end(hold: MachineHeld, end_ns: int) -> int:
@@ -318,13 +394,3 @@ def _billed_end(hold: MachineHeld, end_ns: int) -> int:
     if hold.granularity_ns > 0:
         held_ns = -(-held_ns // hold.granularity_ns) * hold.granularity_ns
     return hold.at_ns + held_ns
-
-
-def _merged(pieces: list[tuple[int, int, Category]]) -> list[tuple[int, int, Category]]:
-    merged: list[tuple[int, int, Category]] = []
-    for start_ns, end_ns, category in pieces:
-        if merged and merged[-1][2] is category and merged[-1][1] == start_ns:
-            merged[-1] = (merged[-1][0], end_ns, category)
-        else:
-            merged.append((start_ns, end_ns, category))
-    return merged

@@ -91,9 +91,11 @@ def parse_price_file(document: Any, file: str) -> PriceBook:
         problems.append(Problem(path, what, hint, file))
 
     if not isinstance(document, Mapping):
-        raise InvalidSpec([Problem("", "a price file is a mapping", "see `orchestrate prices --help` for its form", file)])
-    for key in sorted(set(document) - _TOP_KEYS):
-        problem(str(key), "is not a field of a price file", f"the fields are {', '.join(sorted(_TOP_KEYS))}")
+        raise InvalidSpec(
+            [Problem("", "a price file is a mapping", "see `orchestrate prices --help` for its form", file)]
+        )
+    for key in _strangers(document, _TOP_KEYS):
+        problem(key, "is not a field of a price file", f"the fields are {', '.join(sorted(_TOP_KEYS))}")
     source = document.get("source")
     if not isinstance(source, str) or not source:
         problem("source", "is missing", "say where the prices come from")
@@ -111,11 +113,21 @@ def parse_price_file(document: Any, file: str) -> PriceBook:
     else:
         offers = [o for i, raw in enumerate(raw_offers) if (o := _offer(raw, f"offers[{i}]", problem)) is not None]
     local = document.get("local")
-    if local is not None and local not in {offer.instance_type for offer in offers}:
+    if local is not None and not (isinstance(local, str) and local in _instance_types(raw_offers)):
         problem("local", f"{local!r} is not the instanceType of any offer", "name one of the offers, or leave it out")
     if problems:
         raise InvalidSpec(problems)
     return PriceBook(str(source), str(as_of), bool(billed), local, billing, tuple(offers))
+
+
+def _strangers(mapping: Mapping[Any, Any], known: set[str]) -> list[str]:
+    return sorted(str(key) for key in mapping if key not in known)
+
+
+def _instance_types(raw_offers: Any) -> list[Any]:
+    """Of all offers, also those with a problem of their own."""
+    offers = raw_offers if isinstance(raw_offers, list) else []
+    return [offer.get("instanceType") for offer in offers if isinstance(offer, Mapping)]
 
 
 def _is_date(value: Any) -> bool:
@@ -144,11 +156,14 @@ def _offer(raw: Any, path: str, problem: Any) -> Offer | None:
     if not isinstance(raw, Mapping):
         problem(path, f"{raw!r} is not a mapping", "write {instanceType: ..., zone: ..., onDemandUSD: ...}")
         return None
-    for key in sorted(set(raw) - _OFFER_KEYS):
+    for key in _strangers(raw, _OFFER_KEYS):
         problem(f"{path}.{key}", "is not a field of an offer", f"the fields are {', '.join(sorted(_OFFER_KEYS))}")
     instance_type, zone, gpus = raw.get("instanceType"), raw.get("zone", "unknown"), raw.get("gpus", 0)
     if not isinstance(instance_type, str) or not instance_type:
         problem(f"{path}.instanceType", "is missing")
+        return None
+    if not isinstance(zone, str) or not zone:
+        problem(f"{path}.zone", f"{zone!r} is not the name of a zone")
         return None
     if not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 0:
         problem(f"{path}.gpus", f"{gpus!r} is not a whole number of at least 0")
@@ -160,7 +175,7 @@ def _offer(raw: Any, path: str, problem: Any) -> Offer | None:
         except ValueError as error:
             problem(f"{path}.{key}", str(error))
             prices.append(None)
-    return Offer(instance_type, str(zone), gpus, prices[0], prices[1])
+    return Offer(instance_type, zone, gpus, prices[0], prices[1])
 
 
 def _amount(value: Any) -> int | None:
