@@ -44,7 +44,8 @@ def add(left: Nanodollars | None, right: Nanodollars | None) -> Nanodollars | No
 def parse_dollars(text: str) -> Nanodollars:
     """Nano-dollars from a decimal string of dollars such as `"3.06"`.
 
-    Raises ValueError when the text is not a finite, non-negative decimal or has more than nine decimal places.
+    Raises ValueError when the text is not a finite, non-negative decimal, has more than nine decimal places, or is a
+    trillion dollars or more (a slip, and the arithmetic stays cheap).
     """
     try:
         amount = Decimal(text)
@@ -52,10 +53,16 @@ def parse_dollars(text: str) -> Nanodollars:
         raise ValueError(f"{text!r} is not a decimal amount of dollars such as 3.06") from error
     if not amount.is_finite() or amount < 0:
         raise ValueError(f"{text!r} is not a finite, non-negative amount of dollars")
-    scaled = amount * NANODOLLARS_PER_DOLLAR
-    if scaled != scaled.to_integral_value():
+    if amount == 0:
+        return Nanodollars(0)
+    if amount.adjusted() >= 12:
+        raise ValueError(f"{text!r} is a trillion dollars or more")
+    _, digits, exponent = amount.as_tuple()
+    significant = "".join(map(str, digits)).rstrip("0")
+    power = int(exponent) + len(digits) - len(significant) + 9
+    if power < 0:
         raise ValueError(f"{text!r} has more than nine decimal places; the smallest unit is one nano-dollar")
-    return Nanodollars(int(scaled))
+    return Nanodollars(int(significant) * 10**power)
 
 
 def to_decimal_string(amount: Nanodollars | None) -> str | None:
@@ -72,5 +79,6 @@ def for_people(amount: Nanodollars | None) -> str:
     """An amount for a screen: two decimals from one dollar up, four below, `unknown` when it is not known."""
     if amount is None:
         return "unknown"
-    dollars = Decimal(amount) / NANODOLLARS_PER_DOLLAR
-    return f"${dollars:,.2f}" if abs(dollars) >= 1 else f"${dollars:.4f}"
+    dollars = Decimal(abs(amount)) / NANODOLLARS_PER_DOLLAR
+    sign = "-" if amount < 0 else ""
+    return f"{sign}${dollars:,.2f}" if dollars >= 1 else f"{sign}${dollars:.4f}"
