@@ -86,7 +86,9 @@ def commit(
     """
     final = partial.parent / f"step-{facts.global_step:08d}"
     try:
-        entries = [_durable(partial, name, (expected or {}).get(name), files, read_back) for name in files.tree(partial)]
+        entries = [
+            _durable(partial, name, (expected or {}).get(name), files, read_back) for name in files.tree(partial)
+        ]
         if lost := sorted((expected or {}).keys() - {entry.path for entry in entries}):
             raise StorageError(f"{_some(lost)} missing from {partial} after the write", hint=_CHECK_DISK)
         manifest = replace(facts, files=tuple(entries))
@@ -127,7 +129,7 @@ def list_checkpoints(uri: str, files: LocalFiles = _LOCAL) -> list[Listed]:
 
 def newest_whole(uri: str, files: LocalFiles = _LOCAL) -> tuple[Listed | None, list[Listed]]:
     """The newest checkpoint whose every byte is right, and the newer ones that were refused on the way to it."""
-    refused = []
+    refused: list[Listed] = []
     for listed in list_checkpoints(uri, files):
         checked = _inspect(listed.folder, files, every_byte=True) if listed.whole else listed
         if checked.whole:
@@ -136,7 +138,9 @@ def newest_whole(uri: str, files: LocalFiles = _LOCAL) -> tuple[Listed | None, l
     return None, refused
 
 
-def prune(uri: str, *, keep: int, keep_best: bool = True, verified: Collection[Path] = (), files: LocalFiles = _LOCAL) -> list[Path]:
+def prune(
+    uri: str, *, keep: int, keep_best: bool = True, verified: Collection[Path] = (), files: LocalFiles = _LOCAL
+) -> list[Path]:
     """Delete whole checkpoints beyond the newest `keep`; returns what was deleted.
 
     Never deleted: the newest one that is whole to the last byte, the best one (`keep_best`), refused folders (somebody
@@ -197,10 +201,8 @@ def is_full(error: OSError) -> bool:
 def _durable(partial: Path, name: str, expected: FileEntry | None, files: LocalFiles, read_back: bool) -> FileEntry:
     files.sync(partial / name)
     size = files.size(partial / name)
-    if expected is not None and not read_back:
-        digest = expected.sha256
-    else:
-        digest = files.digest(partial / name)
+    believed = expected is not None and not read_back
+    digest = expected.sha256 if expected is not None and believed else files.digest(partial / name)
     entry = FileEntry(name, size, digest)
     if expected is not None and (entry.bytes, entry.sha256) != (expected.bytes, expected.sha256):
         raise StorageError(f"{partial / name} reads back other than it was written", hint=_CHECK_DISK)

@@ -62,7 +62,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files)
 
     def to_json(self) -> bytes:
@@ -86,7 +86,9 @@ class Manifest:
         try:
             known = {name: body[name] for name in Manifest.__dataclass_fields__}
             world = World(**{name: known["world"].get(name) for name in World.__dataclass_fields__})
-            files = tuple(FileEntry(**{name: entry[name] for name in FileEntry.__dataclass_fields__}) for entry in known["files"])
+            files = tuple(
+                FileEntry(**{name: entry[name] for name in FileEntry.__dataclass_fields__}) for entry in known["files"]
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"the manifest lacks {error}") from error
         return Manifest(**{**known, "world": world, "files": files, "fragments": tuple(known["fragments"])})

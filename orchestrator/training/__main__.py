@@ -24,10 +24,16 @@ LONE_PROCESS_PORT = 29_511
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.training", description="Train a job without an engine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.training", description="Train a job without an engine."
+    )
     parser.add_argument("--job", type=Path, required=True, help="job file")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder of this run; resumed when it holds checkpoints")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    parser.add_argument(
+        "--run-dir", type=Path, required=True, help="folder of this run; resumed when it holds checkpoints"
+    )
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE", help="override a field"
+    )
     parser.add_argument("--threads", type=int, default=None, help="threads of each rank; the worker's cpus by default")
     parser.add_argument("--attempt", type=int, default=1, help="number of this run, from 1")
     options = parser.parse_args(arguments)

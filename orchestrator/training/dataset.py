@@ -91,22 +91,30 @@ def _samples(name: str, rows: Sequence[Row], data: Data, counts: dict[str, Any],
     counts["filtered_out"] = counts.get("filtered_out", 0) + len(rows) - len(kept)
     if not kept:
         rules = ", ".join(f"{rule.column} in {[_as_text(value) for value in rule.equals]}" for rule in data.filter)
-        raise data_invalid(f"none of the {len(rows)} rows of data.{name} passes the filter {rules}", "check data.filter")
+        raise data_invalid(
+            f"none of the {len(rows)} rows of data.{name} passes the filter {rules}", "check data.filter"
+        )
     samples, empty = [], 0
     for row in kept:
         text = row.fields.get(text_column)
         if text is None or (isinstance(text, str) and not text.strip()):
             if not data.cleaning.drop_empty:
-                raise data_invalid(f"data.{name}, line {row.line}: the text is empty", "set data.cleaning.dropEmpty: true")
+                raise data_invalid(
+                    f"data.{name}, line {row.line}: the text is empty", "set data.cleaning.dropEmpty: true"
+                )
             empty += 1
             continue
         if not isinstance(text, str):
-            raise data_invalid(f"data.{name}, line {row.line}: the text is {type(text).__name__}, not a string: {text!r:.60}")
+            raise data_invalid(
+                f"data.{name}, line {row.line}: the text is {type(text).__name__}, not a string: {text!r:.60}"
+            )
         label = None
         if labelled:
             label = _as_text(row.fields.get(label_column)).strip()
             if not label:
-                raise data_invalid(f"data.{name}, line {row.line}: the label is missing", "label the row or filter it out")
+                raise data_invalid(
+                    f"data.{name}, line {row.line}: the label is missing", "label the row or filter it out"
+                )
         samples.append(Sample(text, label, row.line))
     counts["empty"] = counts.get("empty", 0) + empty
     return samples
@@ -196,10 +204,13 @@ def _labels(splits: dict[str, list[Sample]], data: Data) -> tuple[str, ...]:
         labels = tuple(data.labels)
     else:
         numbers = all(label.lstrip("-").isdigit() for label in found)
-        labels = tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else (lambda label: (0, label))))
+        labels = tuple(
+            sorted(found, key=(lambda label: (int(label), label)) if numbers else (lambda label: (0, label)))
+        )
     if len(found) < 2:
         raise data_invalid(
-            f"train has a single class, {next(iter(found))!r}: there is nothing to tell apart", "check data.filter and data.columns.label"
+            f"train has a single class, {next(iter(found))!r}: there is nothing to tell apart",
+            "check data.filter and data.columns.label",
         )
     for name in SPLITS:
         stranger = next((sample for sample in splits[name] if sample.label not in labels), None)

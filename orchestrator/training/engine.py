@@ -32,7 +32,10 @@ def initialize(deepspeed: Any, model: torch.nn.Module, config: dict[str, Any]) -
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     engine, _, _, _ = deepspeed.initialize(
-        model=model, model_parameters=[group for group in groups if group["params"]], config=config, dist_init_required=False
+        model=model,
+        model_parameters=[group for group in groups if group["params"]],
+        config=config,
+        dist_init_required=False,
     )
     return engine
 
@@ -86,10 +89,12 @@ class Batches:
             ids[row, : len(sample)] = sample
             mask[row, : len(sample)] = 1
         targets = np.where(mask == 1, ids, IGNORED) if self._causal else self._tokens.labels[indices]
-        return tuple(self._torch.from_numpy(array).to(self._device) for array in (ids, mask, targets))  # type: ignore[return-value]
+        return tuple(self._torch.from_numpy(array).to(self._device) for array in (ids, mask, targets))
 
 
-def evaluate(torch: Any, engine: Any, batches: Batches, tokens: Tokens, peers: Any, classes: int, batch_size: int) -> dict[str, float]:
+def evaluate(
+    torch: Any, engine: Any, batches: Batches, tokens: Tokens, peers: Any, classes: int, batch_size: int
+) -> dict[str, float]:
     """Metrics of one split, the same on every rank and for every world size (apart from the order of additions).
 
     Classification: loss, accuracy, macro-f1 (mean over the classes that occur or are predicted). Causal: loss, perplexity.

@@ -97,4 +97,6 @@ def lone_process_defaults(environ: MutableMapping[str, str], port: int) -> None:
 def has_compiler(environ: Mapping[str, str]) -> bool:
     """True when DeepSpeed's own operators could be built: ninja and a C++ compiler are on PATH."""
     path = environ.get("PATH")
-    return shutil.which("ninja", path=path) is not None and any(shutil.which(name, path=path) for name in ("c++", "g++"))
+    return shutil.which("ninja", path=path) is not None and any(
+        shutil.which(name, path=path) for name in ("c++", "g++")
+    )

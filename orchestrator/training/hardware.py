@@ -49,7 +49,9 @@ def choose_precision(wish: str, hardware: Hardware) -> tuple[str, str]:
             return BF16, "asked for" if hardware.fast_bf16 else f"asked for, though {hardware.name} emulates it, slowly"
         case "FP16":
             if not hardware.fp16:
-                raise config_invalid(f"DeepSpeed has no fp16 on {hardware.name}", "set model.precision to FP32, BF16 or Auto")
+                raise config_invalid(
+                    f"DeepSpeed has no fp16 on {hardware.name}", "set model.precision to FP32, BF16 or Auto"
+                )
             return FP16, "asked for, with loss scaling"
         case "AUTO":
             return _automatic(hardware)

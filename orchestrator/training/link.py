@@ -82,7 +82,9 @@ def for_people(event: Mapping[str, Any]) -> str | None:
             return f"{event['stage']}: {event['seconds']:.1f} s"
         case "restored":
             refused = "".join(f"; refused {item['uri']}: {item['why']}" for item in event["refused"])
-            return (f"resumed at step {event['step']} from {event['uri']}" if event["uri"] else "from the beginning") + refused
+            return (
+                f"resumed at step {event['step']} from {event['uri']}" if event["uri"] else "from the beginning"
+            ) + refused
         case "plan":
             return (
                 f"{event['total_steps']} steps, {event['train_samples']} samples, {event['parameters']:,} parameters, "

@@ -22,8 +22,8 @@ def quiet() -> None:
     """No progress bars and no notices of transformers in a worker's log."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def tokenizer_for(model: Model, texts: Sequence[str], working_dir: Path) -> PreTrainedTokenizerFast:
@@ -59,14 +59,16 @@ def create(
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and max_length > longest:
-        raise config_invalid(f"data.maxLength {max_length} exceeds the model's {longest} positions", f"set it to at most {longest}")
+        raise config_invalid(
+            f"data.maxLength {max_length} exceeds the model's {longest} positions", f"set it to at most {longest}"
+        )
     if model.init == "Scratch":
         config.vocab_size = max(len(tokenizer), 1)
         for name in ("bos_token_id", "eos_token_id"):
             if (getattr(config, name, None) or 0) >= len(tokenizer):
                 setattr(config, name, tokenizer.sep_token_id)
         try:
-            created: PreTrainedModel = Auto.from_config(config, dtype=torch.float32)
+            created: PreTrainedModel = Auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, AttributeError) as error:
             raise config_invalid(f"model.config: transformers cannot build {model.source}: {error}") from error
         return created
@@ -92,7 +94,10 @@ def _config(model: Model, folder: Path | None) -> PretrainedConfig:
         raise _not_here(model, error) from error
     for name, value in model.config.items():
         if not hasattr(config, name):
-            raise config_invalid(f"model.config: {config.model_type} has no field {name!r}", "see the configuration class in transformers")
+            raise config_invalid(
+                f"model.config: {config.model_type} has no field {name!r}",
+                "see the configuration class in transformers",
+            )
         setattr(config, name, value)
     return config
 

@@ -1,7 +1,7 @@
 """DeepSpeed's configuration: a reviewed preset, the job's overrides, and what only the job document may say.
 
-Presets are `deepspeed_configs/*.json`: beside the package in a checkout, inside it in an installed wheel. They hold
-what a stage needs and nothing about batch sizes, precision, learning rate or clipping: those come from the spec.
+Presets are `deepspeed_configs/*.json`: at the top of a checkout, inside this package in an installed wheel. They hold
+what a stage needs and nothing about batch sizes, precision, learning rate or clipping: those come from the job document.
 """
 
 from __future__ import annotations
@@ -11,27 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orchestrator
+from orchestrator.planning.batch import Batch
+from orchestrator.planning.stage import StageChoice
+from orchestrator.spec.deepspeed_keys import deepspeed_findings
 from orchestrator.training.errors import config_invalid
-
-OWNED = {
-    "train_batch_size": "training.globalBatchSize",
-    "train_micro_batch_size_per_gpu": "training.microBatchSize",
-    "gradient_accumulation_steps": "training.globalBatchSize and training.microBatchSize",
-    "gradient_clipping": "training.maxGradientNorm",
-    "fp16": "model.precision: FP16",
-    "bf16": "model.precision: BF16",
-    "scheduler": "training.schedule and training.warmup",
-    "optimizer": "training.optimizer, training.learningRate and training.weightDecay",
-}
-"""Keys of a DeepSpeed configuration that the job document decides, with the field that does."""
 
 
 def presets_folder() -> Path:
     """The folder of the reviewed presets."""
-    package = Path(orchestrator.__file__).parent
-    installed = package / "training" / "deepspeed_configs"
-    return installed if installed.is_dir() else package.parent / "deepspeed_configs"
+    package = Path(__file__).parent
+    installed = package / "deepspeed_configs"
+    return installed if installed.is_dir() else package.parents[1] / "deepspeed_configs"
 
 
 def preset_names() -> list[str]:
@@ -42,53 +32,43 @@ def load_preset(name: str) -> dict[str, Any]:
     """One reviewed preset. Raises ConfigInvalid for an unknown name."""
     path = presets_folder() / f"{name}.json"
     if not path.is_file():
-        raise config_invalid(f"deepspeed.config: there is no preset {name!r}", f"use one of {', '.join(preset_names())}")
+        raise config_invalid(
+            f"deepspeed.config: there is no preset {name!r}", f"use one of {', '.join(preset_names())}"
+        )
     return _read(path)
 
 
 def configuration(
-    stage: int,
-    offload: str,
+    choice: StageChoice,
     config: str | Mapping[str, Any] | None,
+    batch: Batch,
     *,
     working_dir: Path,
-    micro_batch: int,
-    accumulation: int,
-    world_size: int,
     precision: str,
     learning_rate: float,
     weight_decay: float,
     max_gradient_norm: float,
 ) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`. Raises ConfigInvalid for contradictions and unreadable files."""
-    name = f"zero{stage}" + ("-offload" if offload == "CPU" else "")
-    base = load_preset(name)
-    match config:
-        case None:
-            pass
-        case str() if config in preset_names():
-            base = load_preset(config)
-        case str():
-            base = merge(base, _checked(_read(working_dir / config), config))
-        case _:
-            base = merge(base, _checked(config, "deepspeed.config"))
-    zero = base.setdefault("zero_optimization", {})
-    if zero.get("stage", 0) != stage:
-        raise config_invalid(
-            f"deepspeed.config has ZeRO stage {zero.get('stage', 0)}, deepspeed.stage says {stage}", "say it once, in deepspeed.stage"
-        )
-    optimizer = base["optimizer"]["params"]
-    optimizer |= {"lr": learning_rate, "weight_decay": weight_decay}
+    """The dictionary for `deepspeed.initialize`: the preset of the chosen stage, the job's overrides, the job's numbers.
+
+    Raises ConfigInvalid for keys that the job document decides, and for files that cannot be read.
+    """
+    base = load_preset(choice.preset)
+    if isinstance(config, str) and config not in preset_names():
+        base = merge(base, _checked(_read(working_dir / config), config))
+    elif isinstance(config, Mapping):
+        base = merge(base, _checked(config, "deepspeed.config"))
+    base["optimizer"]["params"] |= {"lr": learning_rate, "weight_decay": weight_decay}
     base |= {
-        "train_batch_size": micro_batch * accumulation * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": batch.global_batch,
+        "train_micro_batch_size_per_gpu": batch.micro_batch,
+        "gradient_accumulation_steps": batch.accumulation,
         "gradient_clipping": max_gradient_norm,
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
     }
-    if precision == "bf16" and stage == 0:
-        base["data_types"] = {"grad_accum_dtype": "bf16"}
+    if precision == "bf16" and choice.stage == 0:
+        base["data_types"] = {"grad_accum_dtype": "bf16"}  # DeepSpeed has no fp32 accumulation without ZeRO
     return base
 
 
@@ -102,13 +82,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    for key in config:
-        if key in OWNED:
-            raise config_invalid(f"{where}: {key} is decided by the job document", f"set {OWNED[key]} instead")
-    if config.get("zero_optimization", {}).get("round_robin_gradients"):
-        raise config_invalid(
-            f"{where}: round_robin_gradients corrupts saved and converted weights in this DeepSpeed", "leave it out"
-        )
+    """The same rules as for overrides in the job document, which could not be applied to a file on another machine."""
+    for path, what, hint in deepspeed_findings(dict(config)):
+        raise config_invalid(f"{where}: {'.'.join(map(str, path))} {what}", hint)
     return config
 
 

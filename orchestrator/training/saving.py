@@ -215,7 +215,9 @@ class Saver:
         """Only what evaluation and export need; the whole state is read, since ZeRO keeps the weights in it."""
         engine.load_checkpoint(str(listed.folder), tag=LAYOUT)
 
-    def save(self, engine: Any, progress: Progress, *, covers_ns: int, now_ns: Callable[[], int], best: bool) -> storage.Listed:
+    def save(
+        self, engine: Any, progress: Progress, *, covers_ns: int, now_ns: Callable[[], int], best: bool
+    ) -> storage.Listed:
         """Write and commit one checkpoint; on return it is durable. Raises WorkerFailed on every rank."""
         writer = HashingWriter(self.torch, self.open_file)
 
@@ -236,7 +238,8 @@ class Saver:
                 raise writer.failure
             names = {path: path.relative_to(partial).as_posix() for path in writer.written}
             return {
-                names[path]: storage.FileEntry(names[path], entry.bytes, entry.sha256) for path, entry in writer.written.items()
+                names[path]: storage.FileEntry(names[path], entry.bytes, entry.sha256)
+                for path, entry in writer.written.items()
             }
 
         parts = self.peers.share(written)
@@ -279,7 +282,10 @@ class Saver:
         manifest = found.manifest
         assert manifest is not None
         if manifest.layout != LAYOUT:
-            raise config_invalid(f"{found.folder} holds states of a user's function, not of the built-in trainer", "use another checkpoint.uri")
+            raise config_invalid(
+                f"{found.folder} holds states of a user's function, not of the built-in trainer",
+                "use another checkpoint.uri",
+            )
         if manifest.world.size != self.world.size or manifest.zero_stage != self.stage:
             raise config_invalid(
                 f"{found.folder} was written by {manifest.world.size} ranks with ZeRO stage {manifest.zero_stage}; "
@@ -294,12 +300,18 @@ class Saver:
 
     def _random_state(self) -> dict[str, Any]:
         version, internal, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         return {
             "torch": self.torch.get_rng_state(),
             "cuda": self.torch.cuda.get_rng_state() if self.peers.device.startswith("cuda") else None,
             "python": [version, list(internal), gauss],
-            "numpy": [str(name), self.torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+            "numpy": [
+                str(name),
+                self.torch.from_numpy(np.asarray(keys).astype(np.int64)),
+                int(position),
+                int(has_gauss),
+                float(cached),
+            ],
         }
 
     def _set_random_state(self, state: Mapping[str, Any]) -> None:

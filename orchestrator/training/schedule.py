@@ -1,13 +1,10 @@
-"""The learning rate and the batch arithmetic of a run: pure functions of the step, so nothing of them needs saving."""
+"""The learning rate: a pure function of the step, so that a scheduler has no state to save."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from orchestrator.training.errors import config_invalid
-
-LARGEST_AUTOMATIC_MICRO_BATCH = 32
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
@@ -31,28 +28,3 @@ def learning_rate(peak: float, schedule: str, step: int, total_steps: int, warmu
         case "constant":
             return peak
     raise config_invalid(f"training.schedule {schedule!r} is not known", "use linear, cosine or constant")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
-    """How a global batch is computed: `world_size` ranks, each at most `accumulation` micro-batches of `micro_batch`."""
-
-    global_batch: int
-    world_size: int
-    micro_batch: int
-    accumulation: int
-
-
-def plan_batch(global_batch: int, world_size: int, micro_batch: int | str) -> BatchPlan:
-    """Fit a global batch on the ranks exactly; a rank's shares differ by at most one sample.
-
-    Auto takes the fewest micro-batches of at most 32 samples, and makes them equal.
-    """
-    if global_batch < world_size:
-        raise config_invalid(
-            f"training.globalBatchSize {global_batch} is below the {world_size} ranks", "raise it or use fewer workers"
-        )
-    largest_share = -(-global_batch // world_size)
-    limit = min(micro_batch if isinstance(micro_batch, int) else LARGEST_AUTOMATIC_MICRO_BATCH, largest_share)
-    accumulation = -(-largest_share // limit)
-    return BatchPlan(global_batch, world_size, -(-largest_share // accumulation), accumulation)

@@ -43,7 +43,9 @@ def locate(uri: str, working_dir: Path) -> Path:
         found = find_spec(name) if name.isidentifier() else None
         folders = list(found.submodule_search_locations or ()) if found is not None else []
         if not folders:
-            raise data_invalid(f"{uri}: the Python package {name!r} is not installed here", "install it on every worker")
+            raise data_invalid(
+                f"{uri}: the Python package {name!r} is not installed here", "install it on every worker"
+            )
         return Path(folders[0]) / inside
     raise data_invalid(f"{uri}: {scheme}:// cannot be read yet", "use a path, file:// or package://")
 
@@ -123,5 +125,7 @@ def local_model(source: str, working_dir: Path) -> Path | None:
     if folder.is_dir():
         return folder
     if source.startswith((".", "/")):
-        raise WorkerFailed("ConfigInvalid", f"model.source: there is no folder {folder}", "check model.source and runtime.workingDir")
+        raise WorkerFailed(
+            "ConfigInvalid", f"model.source: there is no folder {folder}", "check model.source and runtime.workingDir"
+        )
     return None

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,13 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 BUILT_VOCABULARY = 8_000
 """Words of a tokenizer that is built from the data; rarer ones become [UNK] piece by piece."""
 
@@ -56,8 +62,8 @@ def load_tokenizer(folder: Path | str, **where: Any) -> PreTrainedTokenizerFast:
         return tokenizer
     from transformers import AutoTokenizer
 
-    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, **where)
-    return loaded
+    loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, **where)
+    return cast("PreTrainedTokenizerFast", loaded)
 
 
 def build_tokenizer(texts: Sequence[str], vocabulary: int = BUILT_VOCABULARY) -> PreTrainedTokenizerFast:
@@ -92,7 +98,7 @@ def build_tokenizer(texts: Sequence[str], vocabulary: int = BUILT_VOCABULARY) ->
     backend.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}", special_tokens=[(cls, pieces.index(cls)), (sep, pieces.index(sep))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)  # type: ignore[no-untyped-call]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], labels: Sequence[int], max_length: int) -> Tokens:

@@ -22,6 +22,8 @@ import numpy as np
 from orchestrator import storage
 from orchestrator.domain.clock import seconds_between
 from orchestrator.domain.errors import StorageError
+from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
+from orchestrator.planning.stage import choose_stage
 from orchestrator.spec.models import Data, Model
 from orchestrator.storage.checkpoints import storage_error
 from orchestrator.training import dataset, models, presets, tokens
@@ -32,7 +34,7 @@ from orchestrator.training.errors import Reason, WorkerFailed
 from orchestrator.training.order import SampleOrder, micro_batches, share
 from orchestrator.training.reporting import Reporter
 from orchestrator.training.saving import Progress, Saver, as_worker_failure
-from orchestrator.training.schedule import BatchPlan, learning_rate, plan_batch, warmup_steps
+from orchestrator.training.schedule import learning_rate, warmup_steps
 from orchestrator.training.sources import read_rows
 
 LARGER_IS_BETTER = frozenset({"accuracy", "macro-f1"})
@@ -81,10 +83,14 @@ def prepare(model: Model, data: Data, working_dir: Path) -> Prepared:
 class Trainer:
     """One rank of one attempt. `run` does everything; the other methods are its parts."""
 
-    def __init__(self, assignment: Assignment, reporter: Reporter, peers: Peers, torch: Any, deepspeed: Any, precision: str) -> None:
+    def __init__(
+        self, assignment: Assignment, reporter: Reporter, peers: Peers, torch: Any, deepspeed: Any, precision: str
+    ) -> None:
         spec = assignment.spec
         if spec.model is None or spec.data is None:
-            raise WorkerFailed(Reason.CONFIG_INVALID, "the built-in trainer needs spec.model and spec.data", "or set spec.entrypoint")
+            raise WorkerFailed(
+                Reason.CONFIG_INVALID, "the built-in trainer needs spec.model and spec.data", "or set spec.entrypoint"
+            )
         self.assignment = assignment
         self.model_spec = spec.model
         self.data_spec = spec.data
@@ -95,8 +101,7 @@ class Trainer:
         self.deepspeed = deepspeed
         self.precision = precision
         self.causal = spec.model.task == "causal-lm"
-        stage = spec.deepspeed.stage
-        self.stage: int = stage if isinstance(stage, int) else (0 if peers.world_size == 1 else 2)
+        self.choice = choose_stage(spec.deepspeed, peers.world_size)
         self.wishes_handled = 0
 
     def run(self) -> dict[str, Any]:
@@ -111,13 +116,15 @@ class Trainer:
 
     def _set_up(self) -> None:
         assignment, peers, reporter = self.assignment, self.peers, self.reporter
-        plan = plan_batch(self.training.global_batch_size, peers.world_size, self.training.micro_batch_size)
+        plan = self._batch()
         with reporter.stage("data"):
             prepared = peers.settle(lambda: prepare(self.model_spec, self.data_spec, assignment.working_dir))
             digests = peers.gather(prepared.digest())
             if len(set(digests)) > 1:
                 odd = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
-                raise WorkerFailed(Reason.DATA_INVALID, f"rank {odd} reads other data than rank 0", "give every worker the same files")
+                raise WorkerFailed(
+                    Reason.DATA_INVALID, f"rank {odd} reads other data than rank 0", "give every worker the same files"
+                )
         reporter.first("data", **prepared.counts, digest=digests[0])
         self.plan, self.prepared = plan, prepared
         self._plan_steps()
@@ -126,7 +133,11 @@ class Trainer:
             self.torch.manual_seed(seed)
             model = peers.settle(
                 lambda: models.create(
-                    self.model_spec, prepared.labels, prepared.tokenizer, self.data_spec.max_length, assignment.working_dir
+                    self.model_spec,
+                    prepared.labels,
+                    prepared.tokenizer,
+                    self.data_spec.max_length,
+                    assignment.working_dir,
                 )
             )
             parameters = sum(p.numel() for p in model.parameters())
@@ -134,13 +145,10 @@ class Trainer:
             shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
         with reporter.stage("engine"):
             config = presets.configuration(
-                self.stage,
-                assignment.spec.deepspeed.offload,
+                self.choice,
                 assignment.spec.deepspeed.config,
+                plan,
                 working_dir=assignment.working_dir,
-                micro_batch=plan.micro_batch,
-                accumulation=plan.accumulation,
-                world_size=plan.world_size,
                 precision=self.precision,
                 learning_rate=self.training.learning_rate,
                 weight_decay=self.training.weight_decay,
@@ -166,6 +174,15 @@ class Trainer:
             trainable_parameters=trainable,
         )
 
+    def _batch(self) -> Batch:
+        wish = self.training.micro_batch_size
+        try:
+            return divide(
+                self.training.global_batch_size, self.peers.world_size, wish if isinstance(wish, int) else None
+            )
+        except BatchDoesNotDivide as error:
+            raise WorkerFailed(Reason.CONFIG_INVALID, error.what, error.hint) from error
+
     def _plan_steps(self) -> None:
         samples, batch = len(self.prepared.splits["train"]), self.plan.global_batch
         self.steps_per_epoch = math.ceil(samples / batch)
@@ -188,7 +205,7 @@ class Trainer:
             peers=peers,
             uri=assignment.checkpoint_uri,
             attempt=assignment.attempt,
-            stage=self.stage,
+            stage=self.choice.stage,
             fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
             keep=assignment.spec.checkpoint.keep,
             verify=assignment.spec.checkpoint.verify,
@@ -275,7 +292,9 @@ class Trainer:
         batch = self.order.batch(progress.step)
         weight = batches.weight(batch)
         scale = peers.world_size * plan.accumulation / weight
-        rate = learning_rate(self.training.learning_rate, self.training.schedule, progress.step, self.total_steps, self.warmup)
+        rate = learning_rate(
+            self.training.learning_rate, self.training.schedule, progress.step, self.total_steps, self.warmup
+        )
         set_learning_rate(self.engine, rate)
         total = torch.zeros((), dtype=torch.float64, device=peers.device)
         parts = micro_batches(share(batch, peers.rank, peers.world_size), plan.micro_batch, plan.accumulation)
@@ -314,11 +333,20 @@ class Trainer:
         asked = wish > self.wishes_handled
         self.wishes_handled = wish
         return _Decision(
-            loss=summed[0] / weight, samples=samples, rate=rate, stop=summed[2] > 0, save=asked or summed[3] > 0, wish=wish
+            loss=summed[0] / weight,
+            samples=samples,
+            rate=rate,
+            stop=summed[2] > 0,
+            save=asked or summed[3] > 0,
+            wish=wish,
         )
 
     def _non_finite(self, what: str, step: int) -> WorkerFailed:
-        good = "there is no checkpoint" if self.last_saved is None else f"the last good checkpoint is {self.last_saved.folder}"
+        good = (
+            "there is no checkpoint"
+            if self.last_saved is None
+            else f"the last good checkpoint is {self.last_saved.folder}"
+        )
         return WorkerFailed(
             Reason.NON_FINITE_LOSS,
             f"the {what} of step {step} is not a finite number; {good}",
@@ -345,7 +373,9 @@ class Trainer:
         metric = "loss" if stopping is None else stopping.metric
         if metric not in progress.metrics:
             raise WorkerFailed(
-                Reason.CONFIG_INVALID, f"training.earlyStopping.metric {metric} is not measured here", f"use one of {', '.join(progress.metrics)}"
+                Reason.CONFIG_INVALID,
+                f"training.earlyStopping.metric {metric} is not measured here",
+                f"use one of {', '.join(progress.metrics)}",
             )
         value = progress.metrics[metric]
         larger = metric in LARGER_IS_BETTER if stopping is None or stopping.mode == "Auto" else stopping.mode == "Max"
@@ -384,7 +414,7 @@ class Trainer:
             "checkpoint",
             step=self.progress.step,
             uri=str(saved.folder),
-            bytes=saved.manifest.bytes,
+            bytes=saved.manifest.total_bytes,
             seconds=seconds,
             stall_seconds=seconds,
             covers_ns=covers_ns,
@@ -435,7 +465,12 @@ class Trainer:
                 shutil.rmtree(partial, ignore_errors=True)
                 self.model.save_pretrained(partial, state_dict=state)
                 self.prepared.tokenizer.save_pretrained(partial)
-                facts = {"task": self.model_spec.task, "step": self.progress.step, "metrics": metrics, "precision": self.precision}
+                facts = {
+                    "task": self.model_spec.task,
+                    "step": self.progress.step,
+                    "metrics": metrics,
+                    "precision": self.precision,
+                }
                 models.describe(partial, self.prepared.labels, facts)
                 files = storage.LocalFiles()
                 for name in files.tree(partial):
@@ -454,7 +489,7 @@ class Trainer:
 
     def _whole_weights(self) -> dict[str, Any] | None:
         """All weights, on rank 0; ZeRO-3 gathers them, and every rank must take part."""
-        if self.stage < 3:
+        if self.choice.stage < 3:
             return dict(self.model.state_dict()) if self.peers.rank == 0 else None
         gathered: dict[str, Any] | None = self.engine._zero3_consolidated_16bit_state_dict()
         return gathered

@@ -46,7 +46,9 @@ def run(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
         raise as_worker_failure(error, error.__cause__) from error
     except OSError as error:
         if is_full(error):
-            raise WorkerFailed(Reason.STORAGE_FULL, f"cannot write {error.filename}: {error.strerror}", "free space") from error
+            raise WorkerFailed(
+                Reason.STORAGE_FULL, f"cannot write {error.filename}: {error.strerror}", "free space"
+            ) from error
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or _is_out_of_memory(error):
@@ -66,25 +68,40 @@ def _run(work: Assignment, reporter: Reporter, rank: int, local_rank: int, world
         import torch
 
         deepspeed = environment.import_deepspeed(environ, cpu=not torch.cuda.is_available())
-        from orchestrator.training import models, trainer
+        from orchestrator.training import context, models, trainer
 
-        models.quiet()
+        if work.spec.entrypoint is None:
+            models.quiet()
     torch.set_num_threads(work.threads)
     hardware = environment.detect(torch, local_rank)
-    wish = work.spec.model.precision if work.spec.model is not None else "Auto"
-    precision, why = choose_precision(wish, hardware)
+    if work.spec.entrypoint is not None:
+        precision, why = "own", "the user's function decides"
+    else:
+        precision, why = choose_precision(
+            work.spec.model.precision if work.spec.model is not None else "Auto", hardware
+        )
     device = trainer.compute_device(torch, local_rank)
     reporter.every(
-        "started", rank=rank, pid=_os.getpid(), host=socket.gethostname(), device=device, precision=precision, precision_reason=why
+        "started",
+        rank=rank,
+        pid=_os.getpid(),
+        host=socket.gethostname(),
+        device=device,
+        precision=precision,
+        precision_reason=why,
     )
     with reporter.stage("process_group"):
         trainer.start_group(torch, deepspeed, device)
     peers = Peers(torch, rank, world_size, device)
     if str(work.working_dir) not in sys.path:
         sys.path.insert(0, str(work.working_dir))
+    if work.spec.entrypoint is not None:
+        return context.call(context.Context(work, reporter, peers, torch, local_rank), work.spec.entrypoint.function)
     return trainer.Trainer(work, reporter, peers, torch, deepspeed, precision).run()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text or "out of memory" in text.lower()
+    return (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text or "out of memory" in text.lower()
+    )
