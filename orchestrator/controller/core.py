@@ -13,6 +13,7 @@ again, and `ready` is false until a commit succeeds. A commit refused because a 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import uuid
@@ -297,6 +298,7 @@ class Controller:
             "version": __version__,
             "api": "v1",
             "journalSchema": SCHEMA_VERSION,
+            "pid": os.getpid(),
             "startedAt": to_rfc3339(self._started_ns),
             "engine": self._engine,
             "home": str(self.home.path),
