@@ -71,9 +71,9 @@ faults: $(DEMO_STAMP) ## Kills and soaks
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 # --- checks ------------------------------------------------------------------
-CHECKS := check-format check-lint check-types check-imports check-spelling check-claims
-.PHONY: check format $(CHECKS)
-check: $(CHECKS) ## Format, lint, types, import contracts, spelling, test claims (make -k check: all complaints)
+CHECKS := check-format check-lint check-types check-imports check-spelling check-claims check-generated
+.PHONY: check format generate $(CHECKS)
+check: $(CHECKS) ## Format, lint, types, contracts, spelling, test claims, generated pages (-k: all complaints)
 check-format: $(STAMP)
 	$(BIN)/ruff format --check .
 check-lint: $(STAMP)
@@ -86,6 +86,12 @@ check-spelling: $(STAMP)
 	$(BIN)/codespell
 check-claims: $(STAMP)
 	$(BIN)/interrogate --quiet tests || $(BIN)/interrogate -vv --omit-covered-files tests
+check-generated: $(STAMP)
+	$(BIN)/python -m orchestrator.spec.reference | diff -u docs/job-reference.md - \
+	  || { echo "docs/job-reference.md is not what the models say: make generate"; exit 1; }
+
+generate: $(STAMP) ## Write the generated pages anew
+	$(BIN)/python -m orchestrator.spec.reference > docs/job-reference.md
 
 format: $(STAMP) ## Let ruff format and mend what it can
 	$(BIN)/ruff format .

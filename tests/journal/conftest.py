@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
 from orchestrator.controller.journal.base import Journal
 from orchestrator.controller.journal.postgres import PostgresJournal
 from orchestrator.controller.journal.sqlite import SqliteJournal

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from orchestrator.controller.journal.base import Commit, Journal
 from orchestrator.domain.errors import InternalError, StaleEpoch
 from orchestrator.lifecycle import JobState, Phase
