@@ -83,9 +83,9 @@ class HashingWriter:
     They must not be raised inside `save_checkpoint`: other ranks wait there in barriers. `settle` raises them.
     """
 
-    def __init__(self, torch: Any, open_file: Open = open_for_writing) -> None:
+    def __init__(self, torch: Any, open_file: Open | None = None) -> None:
         self._torch = torch
-        self._open = open_file
+        self._open = open_file if open_file is not None else open_for_writing
         self.name = "orchestrate"
         self.written: dict[Path, storage.FileEntry] = {}
         self.failure: WorkerFailed | None = None
@@ -186,7 +186,6 @@ class Saver:
     verify: bool
     world: storage.World
     versions: Mapping[str, str]
-    open_file: Open = open_for_writing
 
     def newest(self) -> tuple[storage.Listed | None, list[storage.Listed]]:
         """The newest whole checkpoint and those refused, as rank 0 sees them, after clearing dead attempts' leftovers."""
@@ -219,7 +218,7 @@ class Saver:
         self, engine: Any, progress: Progress, *, covers_ns: int, now_ns: Callable[[], int], best: bool
     ) -> storage.Listed:
         """Write and commit one checkpoint; on return it is durable. Raises WorkerFailed on every rank."""
-        writer = HashingWriter(self.torch, self.open_file)
+        writer = HashingWriter(self.torch)
 
         def start() -> Path:
             partial: Path = stored(lambda: storage.begin(self.uri, progress.step, self.attempt))
