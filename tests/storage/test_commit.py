@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator import storage
 from orchestrator.domain.errors import StorageError
-from tests.storage.samples import facts, save, write_files
 from tests.storage.faulty import Crash, CrashingFiles, FullFiles
+from tests.storage.samples import facts, save, write_files
 
 
 def save_through(files: storage.LocalFiles, uri: Path, step: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import storage
-from tests.storage.samples import save
 from tests.storage.faulty import Crash, CrashingFiles
+from tests.storage.samples import save
 
 
 def steps(uri: Path) -> list[int]:
