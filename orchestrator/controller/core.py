@@ -628,9 +628,7 @@ class Controller:
             "workers": record.state.workers,
             "world_size": world_size(record.document),
             "run_dir": str(run_dir),
-            "checkpoint_uri": str(run_dir / "checkpoints")
-            if uri is None
-            else f"{uri.rstrip('/')}/{record.name}-{record.uid}",
+            "checkpoint_uri": self.home.checkpoint_uri(record.uid, record.name, uri),
             "working_dir": record.working_dir or str(run_dir),
             "threads": max(1, cpus // max(1, gpus)),
         }

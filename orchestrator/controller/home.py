@@ -34,6 +34,10 @@ class Home:
     def run_dir(self, uid: str) -> Path:
         return self.jobs / uid
 
+    def checkpoint_uri(self, uid: str, name: str, uri: str | None) -> str:
+        """Where the checkpoints of a job lie; `uri` is its `spec.checkpoint.uri`, which several jobs may share."""
+        return str(self.run_dir(uid) / "checkpoints") if uri is None else f"{uri.rstrip('/')}/{name}-{uid}"
+
     def prepare(self) -> None:
         """Make what is missing. Raises `StorageError` when the folder cannot be written."""
         try:
