@@ -168,6 +168,18 @@ class Context:
             endpoint = ensure_server(settings, self.say, self.environ, self.clock)
         return Client(endpoint.url, endpoint.token)
 
+    def client_if_running(self, timeout_seconds: float = 10.0) -> Client | None:
+        """A client of a controller that is there already; None when there is none. Nothing is started."""
+        from orchestrator.controller.client import Client
+
+        settings = self.settings
+        if settings.url:
+            return Client(settings.url, settings.token, timeout_seconds=timeout_seconds)
+        from orchestrator.controller.local import find_server
+
+        endpoint = find_server(settings, self.environ)
+        return None if endpoint is None else Client(endpoint.url, endpoint.token, timeout_seconds=timeout_seconds)
+
     def used_before(self) -> bool:
         """Whether there is a journal to start a controller from."""
         from orchestrator.controller.home import Home

@@ -35,8 +35,8 @@ def _placed(problems: Sequence[Problem], file: str) -> list[Problem]:
 
 def read_for_submission(
     context: Context, file: str, overrides: Sequence[str], *, name: str | None, namespace: str | None
-) -> dict[str, Any]:
-    """The document to submit. A namespace in the file must not contradict the one of the command line."""
+) -> tuple[TrainingJob, dict[str, Any]]:
+    """The job and the document to submit. A namespace in the file must not contradict the one of the command line."""
     extra = [] if name is None else [f"metadata.name={name}"]
     job = read_job(file, [*overrides, *extra])
     written = "namespace" in job.metadata.model_fields_set
@@ -51,4 +51,4 @@ def read_for_submission(
     document = job.model_dump(mode="json", by_alias=True, exclude_none=True)
     folder = Path(file).parent / (job.spec.runtime.working_dir or ".")
     document["spec"].setdefault("runtime", {})["workingDir"] = str(folder.resolve())
-    return document
+    return job, document

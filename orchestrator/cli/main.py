@@ -24,11 +24,13 @@ GROUPS: dict[str, dict[str, str]] = {
     "Begin": {
         "init": "write a job file to start from",
         "validate": "check job files: every error at once; needs no server and no network",
+        "plan": "show what a job would be: gang, batch, ZeRO stage, what is created",
         "submit": "start a job and follow it to its receipt",
     },
     "Watch": {
         "list": "list jobs, newest first",
         "status": "show a job: phase, step, time left, loss, dollars",
+        "describe": "show all that is known of a job: spec, story, checkpoints, cost",
         "logs": "print what the workers wrote",
         "events": "print a job's story: what happened, when and why",
         "wait": "wait until a job has ended, or is in some phase",
@@ -39,9 +41,16 @@ GROUPS: dict[str, dict[str, str]] = {
         "resume": "continue a suspended job from its last checkpoint",
         "checkpoint": "list checkpoints, verify them, or save one now",
     },
+    "Money": {
+        "cost": "show what a job has cost, and what for",
+        "prices": "show the prices in force, or check a price file",
+    },
     "This machine": {
+        "server": "start, stop or look at the controller of this machine",
+        "doctor": "look for what would keep jobs from running, and say how to mend it",
         "config": "explain a field of the job file, or the settings in force",
         "schema": "print the JSON schema of the job file",
+        "completion": "print a completion script for bash, zsh or fish",
         "version": "print the version",
     },
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     verbs = words(parser, "what", "WHAT")
     listing = verbs.add_parser(
-        "list", help="list checkpoints, oldest first", description="List a job's checkpoints, oldest first."
+        "list", help="list checkpoints, newest first", description="List a job's checkpoints, newest first."
     )
     verifying = verbs.add_parser(
         "verify",

@@ -1,4 +1,4 @@
-"""Print what a job's workers wrote. Without --rank that of rank 0; -f goes on until the job has ended."""
+"""Print what a job's workers wrote. -f goes on until the job has ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _rank(text: str) -> str:
 def add_arguments(parser: Parser) -> None:
     add_job(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is written later")
-    parser.add_argument("--rank", type=_rank, default="0", metavar="N", help="a rank, all, or driver (default 0)")
+    parser.add_argument("--rank", type=_rank, default="all", metavar="N", help="a rank, driver, or all (default all)")
     parser.add_argument("--tail", type=count, metavar="N", help="only the last N lines of what is there")
     add_connection(parser)
 
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
     client = context.client()
     if args.follow:
         context.when_interrupted = f"Stopped reading; {args.job} goes on. Again: orchestrate logs {args.job} -f"
-    for line in client.logs(namespace, name, rank=args.rank, follow=args.follow, tail=args.tail):
-        context.print(line)
+    for rank, line in client.logs(namespace, name, rank=args.rank, follow=args.follow, tail=args.tail):
+        context.print(f"{rank:>6} | {line}" if args.rank == "all" else line)
         if args.follow:
             context.finish()
         if context.unread:

@@ -16,15 +16,14 @@ from orchestrator.cli.verbs.validate import add_set
 
 if TYPE_CHECKING:
     from orchestrator.cli.context import Context
+    from orchestrator.spec import TrainingJob
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="job file (YAML or JSON)")
     add_set(parser)
     parser.add_argument("--name", help="name of the job, instead of the one in the file")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print what would be submitted, and stop"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("-d", "--detach", action="store_true", help="return as soon as the job is durable")
     parser.add_argument("--rerun", action="store_true", help="run again a job of this name that has ended")
     parser.add_argument(
@@ -41,9 +40,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace, context: Context) -> int:
     from orchestrator.cli.jobfile import read_for_submission
 
-    document = read_for_submission(context, args.file, args.overrides, name=args.name, namespace=args.namespace)
+    planned, document = read_for_submission(
+        context, args.file, args.overrides, name=args.name, namespace=args.namespace
+    )
     if args.dry_run:
-        return _dry_run(args, context, document)
+        return _dry_run(args, context, planned, document)
     context.when_interrupted = "Interrupted. `orchestrate list` tells whether the job was taken."
     client = context.client(start=True)
     resource, result = client.submit(document, idempotency_key=args.idempotency_key, rerun=args.rerun)
@@ -73,12 +74,13 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return outcome_code(job)
 
 
-def _dry_run(args: argparse.Namespace, context: Context, document: dict[str, Any]) -> int:
+def _dry_run(args: argparse.Namespace, context: Context, job: TrainingJob, document: dict[str, Any]) -> int:
+    """The plan for people; the document that would be submitted for programs."""
     if args.output != "receipt":
         print_resource(context, args.output, document)
         return 0
-    from orchestrator.cli.output import to_yaml
+    from orchestrator.planning.plan import plan
 
-    context.say(f"{args.file} is valid; nothing was submitted. What would be:")
-    context.write(to_yaml(document))
+    context.write("\n".join(plan(job).lines()) + "\n")
+    context.say(f"{args.file} is valid; nothing was submitted.")
     return 0
