@@ -1,0 +1,27 @@
+"""Lives that are checked once more when their test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from orchestrator.lifecycle import Limits
+from tests.lifecycle.life import Life
+
+MakeLife = Callable[..., Life]
+
+
+@pytest.fixture
+def submit() -> Iterator[MakeLife]:
+    """Make a life: `submit(Limits(...))`."""
+    lives: list[Life] = []
+
+    def make(limits: Limits | None = None, *, suspended: bool = False) -> Life:
+        lives.append(Life(limits, suspended=suspended))
+        return lives[-1]
+
+    yield make
+    assert lives
+    for life in lives:
+        life.check()

@@ -1,0 +1,333 @@
+"""Random histories of a job and its ledger: any interleaving of requests, attempts, lost and repeated messages.
+
+The machine under test is the lifecycle with the ledger that follows its commands, as the controller books them. The
+world around it is a model: a gang that trains, saves, dies or obeys, whose messages may come twice or too late, with
+workers' clocks that run behind the controller's. (Weighted dice, not hypothesis' rules: those seldom get as far as a
+second attempt, and the test counts how far it got.)
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from orchestrator.accounting import (
+    Category,
+    CategoryBooked,
+    CheckpointStalled,
+    Entry,
+    Ledger,
+    MachineHeld,
+    MachineReleased,
+    WorkSettled,
+    entry_from_document,
+    entry_to_document,
+)
+from orchestrator.domain.money import cumulative_cost
+from orchestrator.lifecycle import (
+    Activity,
+    Admitted,
+    AttemptEnded,
+    BookActivity,
+    CancelRequested,
+    CaughtUp,
+    CheckpointCommitted,
+    CheckpointRequested,
+    CheckpointRestored,
+    Command,
+    Event,
+    FirstStepDone,
+    HoldMachines,
+    KillAttempt,
+    Limits,
+    Phase,
+    Queued,
+    Refusal,
+    ReleaseMachines,
+    ResumeRequested,
+    SettleWork,
+    StartAttempt,
+    StartDeadlinePassed,
+    StopAttempt,
+    StopOverdue,
+    SuspendRequested,
+    TerminationReason,
+    TooLargeForCluster,
+)
+from tests.lifecycle.life import SECOND, Life
+
+PRICE = 3_060_000_000
+REASONS = [reason.value for reason in TerminationReason] + ["no such word"]
+SETTLED = [category for category in Category if category is not Category.AT_RISK]
+
+
+class Books:
+    """The ledger entries that follow from lifecycle commands, as the controller books them."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.entries: list[Entry] = []
+        self._holds = 0
+
+    def append(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.ledger.append(entry)
+
+    def carry_out(self, command: Command, now_ns: int) -> None:
+        match command:
+            case HoldMachines(workers):
+                for worker in range(workers):
+                    self._holds += 1
+                    name = f"m{self._holds}-{worker}"
+                    self.append(
+                        MachineHeld(
+                            now_ns, name, "t", "z", "on-demand", 1, PRICE, PRICE, "test", True, SECOND, 60 * SECOND
+                        )
+                    )
+            case ReleaseMachines():
+                for machine in self.ledger.held:
+                    self.append(MachineReleased(now_ns, machine))
+            case BookActivity(activity, at_ns):
+                training = activity is Activity.TRAINING
+                self.append(CategoryBooked(at_ns, Category.AT_RISK.value if training else activity.value))
+            case SettleWork(until_ns, useful):
+                self.append(WorkSettled(until_ns, useful))
+
+
+class History:
+    """A job, the gang of its present attempt as far as the world knows, and the books."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        limits = Limits(max_restarts=2, max_preemptions=self.dice.choice([None, 1]), max_fruitless_attempts=3)
+        self.life = Life(limits, suspended=self.dice.random() < 0.1)
+        self.books = Books()
+        self.started: list[int] = []
+        self.sent: list[Event] = []
+        self.gang_step: int | None = None
+        self.saved: list[int] = []
+        self.asked_to_stop = False
+        self.skew_ns = 0
+        self.settled_before: dict[Category, int] = dict.fromkeys(SETTLED, 0)
+        self.total_before = 0
+        self.happened: Counter[str] = Counter()
+
+    def step(self) -> None:
+        """One thing happens, if it can; then all that must hold is checked."""
+        weights = {
+            self.time_passes: 2,
+            self.a_clock_changes: 1,
+            self.someone_asks: 1,
+            self.the_queue_looks: 5,
+            self.the_gang_begins: 8,
+            self.the_gang_trains: 8,
+            self.the_gang_saves: 5,
+            self.the_gang_ends: 2,
+            self.the_gang_obeys: 2,
+            self.patience_ends: 1,
+            self.a_message_comes_again: 2,
+        }
+        (act,) = self.dice.choices(list(weights), weights=list(weights.values()))
+        act()
+        self.check()
+
+    # --- the shell
+
+    def hear(self, event: Event) -> None:
+        ended_before = self.life.phase.ended
+        self.happened[f"{type(event).__name__} in {self.life.phase}"] += 1
+        try:
+            self.life.hear(event)
+        except Refusal:
+            self.happened["Refusal"] += 1
+            return
+        assert self.life.phase.ended or not ended_before
+        for command in self.life.commands:
+            self.books.carry_out(command, self.life.now_ns)
+            match command:
+                case StartAttempt(attempt):
+                    self.started.append(attempt)
+                    self.gang_step, self.asked_to_stop = None, False
+                case StopAttempt() | KillAttempt():
+                    self.asked_to_stop = True
+
+    def send(self, event: Event) -> None:
+        self.sent.append(event)
+        self.hear(event)
+
+    def later(self, milliseconds: int) -> None:
+        self.life.now_ns += self.dice.randrange(milliseconds) * 1_000_000
+
+    @property
+    def worker_ns(self) -> int:
+        """A worker's clock; never ahead of the controller's, which bounds what it hears."""
+        return min(self.life.now_ns, self.life.now_ns + self.skew_ns)
+
+    def trains(self) -> bool:
+        return self.life.phase.holds_machines and self.gang_step is not None
+
+    # --- time, requests, the queue
+
+    def time_passes(self) -> None:
+        self.later(100_000)
+
+    def a_clock_changes(self) -> None:
+        if self.dice.random() < 0.5:
+            self.life.now_ns -= self.dice.randrange(50_000) * 1_000_000
+        else:
+            self.skew_ns = -self.dice.randrange(5_000) * 1_000_000
+
+    def someone_asks(self) -> None:
+        if self.life.phase is Phase.SUSPENDED and self.dice.random() < 0.8:
+            self.hear(ResumeRequested(self.life.now_ns))
+            return
+        kinds = [SuspendRequested, ResumeRequested, CheckpointRequested, CancelRequested]
+        (kind,) = self.dice.choices(kinds, weights=[10, 5, 5, 2])
+        self.hear(kind(self.life.now_ns))
+
+    def the_queue_looks(self) -> None:
+        if self.life.phase in (Phase.PENDING, Phase.QUEUED):
+            kinds = [Admitted, Queued, TooLargeForCluster, StartDeadlinePassed]
+            (kind,) = self.dice.choices(kinds, weights=[30, 10, 1, 1])
+            self.hear(kind(self.life.now_ns, "as it is"))
+
+    # --- the gang
+
+    def the_gang_begins(self) -> None:
+        if not self.life.phase.holds_machines or self.gang_step is not None:
+            return
+        refused = self.dice.choice([0, 0, 0, 1, 2, 99])
+        self.gang_step = step = ([0, *self.saved])[-1 - min(refused, len(self.saved))]
+        self.later(10_000)
+        if self.dice.random() < 0.9:
+            uri = f"step-{step}" if step else None
+            self.send(CheckpointRestored(self.worker_ns, self.life.state.attempt, step, uri))
+
+    def the_gang_trains(self) -> None:
+        for _ in range(self.dice.randint(1, 5)):
+            if not self.trains():
+                return
+            assert self.gang_step is not None
+            before_ns = self.worker_ns
+            self.later(10_000)
+            self.gang_step += 1
+            state = self.life.state
+            behind = (state.restored_step or 0) < state.settled_step
+            if state.phase is not Phase.RUNNING:
+                self.send(FirstStepDone(before_ns, state.attempt, self.gang_step))
+            if behind and state.attempt_step < state.settled_step <= self.gang_step:
+                self.send(CaughtUp(self.worker_ns, state.attempt))
+            self.life.train_to(self.gang_step)
+
+    def the_gang_saves(self) -> None:
+        if not self.trains():
+            return
+        assert self.gang_step is not None
+        covers_ns = self.worker_ns
+        self.later(5_000)
+        self.saved.append(self.gang_step)
+        if self.dice.random() < 0.8:
+            uri = f"step-{self.gang_step}"
+            self.send(CheckpointCommitted(self.worker_ns, self.life.state.attempt, self.gang_step, uri, covers_ns))
+            if self.worker_ns > covers_ns:
+                self.books.append(CheckpointStalled(self.dice.randint(covers_ns, self.worker_ns), covers_ns))
+
+    def the_gang_ends(self) -> None:
+        if self.life.phase.holds_machines:
+            self.later(60_000)
+            state, reason = self.life.state, self.dice.choice(["WorkerLost", "WorkerLost", "DriverLost", *REASONS])
+            self.send(AttemptEnded(self.worker_ns, state.attempt, reason, "told", state.attempt_step))
+
+    def the_gang_obeys(self) -> None:
+        if self.life.phase.holds_machines and self.asked_to_stop:
+            state = self.life.state
+            self.send(AttemptEnded(self.worker_ns, state.attempt, "Stopped", "", state.attempt_step))
+
+    def patience_ends(self) -> None:
+        if self.life.phase.holds_machines:
+            self.hear(StopOverdue(self.life.now_ns, self.life.state.attempt))
+
+    def a_message_comes_again(self) -> None:
+        if not self.sent:
+            return
+        event = self.dice.choice([self.sent[-1], self.dice.choice(self.sent)])
+        if isinstance(event, CaughtUp) and self.life.phase is not Phase.RUNNING:
+            return  # derived by the controller from a step, so it cannot be repeated by the wire
+        self.happened["repeated"] += 1
+        self.hear(event)
+
+    # --- what must hold
+
+    def check(self) -> None:
+        assert self.started == list(range(1, self.life.state.attempt + 1))
+        expected = self.life.state.workers if self.life.phase.holds_machines else 0
+        assert len(self.books.ledger.held) == expected
+        statement = self.books.ledger.statement(0)
+        by_category = {category: amount for category, amount in statement.by_category().items() if amount is not None}
+        assert sum(by_category.values()) == statement.total
+        machines: dict[str, list[int]] = {}
+        for segment in statement.segments:
+            times = machines.setdefault(segment.machine, [segment.start_ns, segment.start_ns])
+            assert times[1] == segment.start_ns < segment.end_ns
+            times[1] = segment.end_ns
+        costs = [cumulative_cost(PRICE, end_ns - start_ns) for start_ns, end_ns in machines.values()]
+        assert sum(costs) == statement.total
+        assert sum(costs) >= self.total_before
+        self.total_before = sum(costs)
+        for category in SETTLED:
+            amount = by_category.get(category, 0)
+            assert amount >= self.settled_before[category], category
+            self.settled_before[category] = amount
+        if self.life.phase is not Phase.RUNNING:
+            assert Category.AT_RISK not in self.books.ledger.statement(self.life.now_ns).by_category()
+
+
+def live(seed: int, steps: int) -> History:
+    history = History(seed)
+    after_the_end = 0
+    for _ in range(steps):
+        after_the_end += history.life.phase.ended
+        if after_the_end > 5:
+            break
+        history.step()
+    history.life.check()
+    return history
+
+
+def test_any_history_keeps_state_commands_and_money_consistent() -> None:
+    """No interleaving raises `InternalError`, breaks an invariant, leaves an ended phase or loses a nano-dollar, and
+    the dice reached every end, late and repeated messages, refused checkpoints and redone work."""
+    happened: Counter[str] = Counter()
+    for seed in range(400):
+        try:
+            history = live(seed, steps=90)
+        except BaseException as error:
+            error.add_note(f"reproduce with live({seed}, steps=90)")
+            raise
+        happened.update(history.happened)
+        happened[f"ended {history.life.phase}"] += 1
+        happened[f"attempts {min(4, history.life.state.attempt)}"] += 1
+        happened[f"because {history.life.state.reason}"] += 1
+        again = Ledger(entry_from_document(entry_to_document(entry)) for entry in history.books.entries)
+        assert again.statement(history.life.now_ns) == history.books.ledger.statement(history.life.now_ns)
+    for what in (
+        "ended Succeeded",
+        "ended Failed",
+        "ended Cancelled",
+        "attempts 4",
+        "because CrashLoop",
+        "because PreemptionsExhausted",
+        "because ApplicationError",
+        "because NoCapacity",
+        "CaughtUp in Running",
+        "CheckpointCommitted in Running",
+        "AttemptEnded in Recovering",
+        "AttemptEnded in Succeeded",
+        "StopOverdue in Running",
+        "ResumeRequested in Suspended",
+        "SuspendRequested in Recovering",
+        "CheckpointRestored in Recovering",
+        "repeated",
+        "Refusal",
+    ):
+        assert happened[what] >= 5, f"{what}: {happened[what]}"
