@@ -91,7 +91,7 @@ def _batch_divides(job: TrainingJob) -> Iterator[Finding]:
         return
     batch, ranks = training.global_batch_size, workers.world_size
     path = ("spec", "training", "globalBatchSize")
-    gang = f"{ranks} ranks ({workers.max} workers x {max(1, workers.gpus)})"
+    gang = f"{_count(ranks, 'rank')} ({_count(workers.max, 'worker')} x {max(1, workers.gpus)})"
     if batch % ranks:
         yield Finding(path, f"{batch} does not divide among {gang}", f"write {_multiples(batch, ranks)}")
         return
@@ -102,13 +102,17 @@ def _batch_divides(job: TrainingJob) -> Iterator[Finding]:
         if micro > each:
             yield Finding(
                 inner,
-                f"{micro} exceeds the share of a rank ({batch} samples / {ranks} ranks = {each})",
+                f"{micro} exceeds the share of a rank ({batch} samples / {_count(ranks, 'rank')} = {each})",
                 f"write {each} or less, or Auto",
             )
         else:
-            what = f"{micro} does not divide the share of a rank ({batch} samples / {ranks} ranks = {each})"
+            what = f"{micro} does not divide the share of a rank ({batch} samples / {_count(ranks, 'rank')} = {each})"
             near = max(size for size in range(1, micro + 1) if each % size == 0)
             yield Finding(inner, what, f"write {near}, or Auto")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _multiples(number: int, of: int) -> str:

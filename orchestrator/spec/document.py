@@ -32,7 +32,7 @@ _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fal
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,40})")
 _OCTAL = re.compile(r"0o[0-7]{1,40}")
 _HEX = re.compile(r"0x[0-9a-fA-F]{1,40}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"(?=.*[.eE])[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?\.(?:inf|Inf|INF))|(\.(?:nan|NaN|NAN))")
 _CORE = "tag:yaml.org,2002:"
 _SCALAR_TAGS = frozenset({f"{_CORE}{name}" for name in ("str", "int", "float", "bool", "null")})
@@ -259,7 +259,7 @@ class _Reader:
             if not isinstance(value, fits[wanted]) or (wanted in ("int", "float") and isinstance(value, bool)):
                 self._fault(node, f"{shown(text)} is not what its tag !!{wanted} says", "remove the tag", node.place)
                 return None
-            return float(value) if wanted == "float" else value
+            return float(str(value)) if wanted == "float" else value
         return text if event.style or event.tag == "!" else resolve(text)
 
     def _expand(self, node: _Node, path: Path, within: list[_Node]) -> Any:
@@ -348,6 +348,10 @@ def _explain(text: str, file: str | None, first: yaml.YAMLError) -> Problem:
     what, hint, at_start = _in_plain_words(words, lines, mark.line, start.line)
     if at_start:
         line, column = start.line + 1, start.column + 1
+    directive = next((number for number, written in enumerate(lines[: mark.line + 1]) if written.startswith("%")), None)
+    if "<document start>" in words and directive is not None:
+        line, column = directive + 1, 1
+        what, hint = "a line that begins with % is a directive of YAML", "remove it, or quote the text"
     tabbed = next((number for number in (mark.line, mark.line - 1) if _leading_tab(lines, number)), None)
     if tabbed is not None:
         line, column = tabbed + 1, lines[tabbed].index("\t") + 1
@@ -394,7 +398,7 @@ def _in_plain_words(words: str, lines: list[str], at: int, start: int) -> tuple[
         return "a list that begins with [ has no end", "close it with ] and put commas between the items", True
     if "while parsing a flow mapping" in words:
         return "a mapping that begins with { has no end", "close it with } and put commas between the fields", True
-    if "block sequence entries are not allowed" in words:
+    if "sequence entries are not allowed" in words:
         return "a list item where none can begin", "put the items on their own lines below the field's name", False
     if "while parsing a block collection" in words:
         return (
@@ -405,7 +409,8 @@ def _in_plain_words(words: str, lines: list[str], at: int, start: int) -> tuple[
     if "while parsing a block mapping" in words:
         found = line.strip()
         if found.startswith("- "):
-            return "a list item among fields", "indent the list below the field that it belongs to", False
+            hint = "put all items of a list in one column, below the field that they belong to"
+            return "a list item where no item can begin", hint, False
         return "a line that fits no level above it", "indent it like the other fields of its section", False
     if "cannot start any token" in words:
         letter = (
@@ -416,8 +421,6 @@ def _in_plain_words(words: str, lines: list[str], at: int, start: int) -> tuple[
         return "a tag that YAML does not know", "remove it and write the value itself", False
     if "alias" in words or "anchor" in words:
         return "an anchor (&) or alias (*) without a proper name", "quote the text if the & or * is meant", False
-    if "directive" in words:
-        return "a line that begins with % is a directive of YAML", "remove it, or quote the text", False
     if "expected '<document start>'" in words:
         return "text after the end of the document", "indent it into the section that it belongs to", False
     if "block scalar" in words:

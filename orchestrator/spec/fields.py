@@ -138,22 +138,28 @@ def _walk(model: type[Part], prefix: Path) -> Iterator[tuple[Path, FieldInfo]]:
             yield from _walk(inner, (*prefix, name))
 
 
-def nearest(wrong: str, right: Sequence[str]) -> str | None:
-    """The name of `right` that `wrong` was probably meant to be; None when nothing is near."""
+def nearest(wrong: str, right: Sequence[str], *, cutoff: float = 0.7) -> str | None:
+    """The name of `right` that `wrong` was probably meant to be; None when nothing is near.
+
+    `cutoff` is the smallest likeness, from 0 to 1, as difflib counts it.
+    """
     from difflib import get_close_matches
 
     by_squeezed = {squeezed(name): name for name in right}
     key = squeezed(wrong)
     if key in by_squeezed:
         return by_squeezed[key]
-    close = get_close_matches(key, list(by_squeezed), n=1, cutoff=0.7)
+    close = get_close_matches(key, list(by_squeezed), n=1, cutoff=cutoff)
     if close:
         return by_squeezed[close[0]]
-    if len(key) >= 4:
-        inside = [name for squeezed_name, name in by_squeezed.items() if key in squeezed_name or squeezed_name in key]
-        if len(inside) == 1 and len(squeezed(inside[0])) >= 4:
-            return inside[0]
-    return None
+    akin = [name for other, name in by_squeezed.items() if min(len(key), len(other)) >= 3 and _akin(key, other)]
+    return akin[0] if len(akin) == 1 else None
+
+
+def _akin(one: str, other: str) -> bool:
+    """Whether one name begins with the other, or holds it as a word of some length."""
+    short, long = sorted((one, other), key=len)
+    return long.startswith(short) or (len(short) >= 4 and short in long)
 
 
 def probable_home(name: str) -> Path | None:

@@ -75,9 +75,9 @@ def _cannot_open(path: FilePath, error: OSError) -> Problem:
 
 
 def _validated(document: Document, overrides: Sequence[str]) -> TrainingJob:
-    problems = [problem for _, problem in document.problems]
+    problems = apply_overrides(document, overrides)
+    problems += [problem for _, problem in document.problems]
     spoilt: list[Path] = [path for path, _ in document.problems]
-    problems += apply_overrides(document, overrides)
     value = without_server_fields(document.value)
     findings, job = structural_findings(value)
     if job is None:

@@ -26,8 +26,9 @@ from orchestrator.spec.fields import (
     model_in,
     nearest,
     probable_home,
+    squeezed,
 )
-from orchestrator.spec.models import Part, TrainingJob
+from orchestrator.spec.models import KIND, Part, TrainingJob
 from orchestrator.spec.values import shown
 
 
@@ -51,12 +52,25 @@ def structural_findings(value: Any) -> tuple[list[Finding], TrainingJob | None]:
         return [], TrainingJob.model_validate(value)
     except ValidationError as error:
         findings = [_translated(item, value) for item in error.errors(include_url=False)]
-        return [finding for finding in findings if finding is not None], None
+        found = _of_this_kind([finding for finding in findings if finding is not None], value)
+        return found or [
+            Finding((), "the document does not fit a TrainingJob", "compare it with `orchestrate init`")
+        ], None
+
+
+def _of_this_kind(findings: list[Finding], document: Mapping[str, Any]) -> list[Finding]:
+    """Of a document of another kind, only that it is one: everything else in it is right in its own world."""
+    kind = document.get("kind")
+    if isinstance(kind, str) and squeezed(kind) != squeezed(KIND):
+        return [finding for finding in findings if finding.path in (("apiVersion",), ("kind",))]
+    return findings
 
 
 def repaired(value: Any) -> TrainingJob | None:
     """The document with examples for missing values and without wrong ones; None when nothing usable is left."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or (
+        isinstance(value.get("kind"), str) and squeezed(value["kind"]) != squeezed(KIND)
+    ):
         return None
     document = cast(dict[str, Any], copy.deepcopy(dict(value)))
     for _ in range(8):
@@ -173,17 +187,21 @@ def unknown_field(path: Path) -> Finding:
     known = list(fields_of(owner)) if owner is not None else []
     home = probable_home(name)
     near = nearest(name, known)
-    exact = near is not None and near.lower() == re.sub(r"[-_ ]", "", name.lower())
+    exact = near is not None and squeezed(near) == squeezed(name)
     where = dotted(parent) or "a TrainingJob"
     what = f"{where} has no field {shown(name)}"
-    if near is not None and (exact or home is None or home[:-1] == parent):
+    first, dot, rest = name.partition(".")
+    if dot and first in known:
+        return Finding(path, what, f"write {first}: and, indented below it, {rest}:", (*parent, first))
+    beside = home is not None and home[:-1] == parent
+    if near is not None and (exact or home is None):
         return Finding(path, what, f"did you mean {near}?", (*parent, near))
+    if home is not None and beside:
+        return Finding(path, what, f"did you mean {home[-1]}?", home)
     if home is not None:
-        if home[:-1] == parent:
-            return Finding(path, what, f"did you mean {home[-1]}?", home)
         place = dotted(home[:-1]) or "the top of the file"
-        verb = f"{home[-1]} belongs under {place}" if name == home[-1] else f"did you mean {dotted(home)}?"
-        return Finding(path, what, verb, home)
+        hint = f"{home[-1]} belongs under {place}" if name == home[-1] else f"did you mean {dotted(home)}?"
+        return Finding(path, what, hint, home)
     return Finding(path, what, f"its fields are {_listed(known)}")
 
 
@@ -234,7 +252,7 @@ def _sentence(
         return _wrong_choice(value, choices_of(field.annotation) if field is not None else ())
     if kind in _BELOW or kind in _ABOVE:
         key, words = (_BELOW | _ABOVE)[kind]
-        limit = context[key]
+        limit = f"{context[key]:g}" if isinstance(context[key], float) else context[key]
         direction = "more" if kind in _BELOW else "less"
         word = "" if kind in ("greater_than", "less_than") else f"{limit} or "
         return f"{shown(value)} is {words.format(limit)}", f"write {word}{direction}" + (
@@ -288,7 +306,7 @@ def _wrong_choice(value: Any, choices: Sequence[Any]) -> tuple[str, str]:
     same = next((choice for choice in choices if isinstance(value, str) and str(choice) == value), None)
     if same is not None:
         return what, f"write {same} without quotes"
-    near = nearest(value, [str(choice) for choice in choices]) if isinstance(value, str) and value else None
+    near = nearest(value, [str(choice) for choice in choices], cutoff=0.6) if isinstance(value, str) and value else None
     return what, f"did you mean {near}?" if near else "write one of them"
 
 
