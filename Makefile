@@ -99,7 +99,7 @@ format: $(STAMP) ## Let ruff format and mend what it can
 
 # --- measurements ------------------------------------------------------------
 .PHONY: bench gpu-smoke
-BENCHES := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+BENCHES := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_% benchmarks/harness.py,$(wildcard benchmarks/*.py)))
 bench: $(addprefix bench-,$(BENCHES)) ## Every benchmark, one after the other
 
 bench-%: $(DEMO_STAMP) ## One benchmark: make bench-NAME runs benchmarks/NAME.py
