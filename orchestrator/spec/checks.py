@@ -380,6 +380,7 @@ def _deepspeed_config(job: TrainingJob) -> Iterator[Finding]:
     if isinstance(config, dict):
         for inner, what, hint in deepspeed_findings(config):
             yield Finding((*path, *inner), what, hint)
+        yield from _not_finite(config, path)
     elif config in PRESETS:
         if deepspeed.stage not in ("Auto", PRESETS[config]):
             what = (

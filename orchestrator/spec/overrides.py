@@ -42,9 +42,12 @@ def _apply(document: Document, override: str) -> Problem | None:
     if (problem := _unknown(path, where)) is not None:
         return problem
     try:
-        value = read_document(f"value: {right}\n", where).value["value"] if right.strip() else ""
-    except (Unreadable, KeyError, TypeError):
+        read = read_document(f"value: {right}\n", where) if right.strip() else None
+    except Unreadable:
+        read = Document({}, where)
+    if read is not None and (read.problems or not isinstance(read.value, dict) or list(read.value) != ["value"]):
         return Problem(dotted(path), f"{shown(right)} is not a value", "quote it as YAML wants it", where)
+    value = "" if read is None else read.value["value"]
     return _put(document, path, value, where)
 
 
