@@ -7,7 +7,7 @@ result is one list in the order of the file's lines, each with a place, the valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,14 +15,16 @@ from orchestrator.domain.errors import InvalidSpec, Problem
 from orchestrator.spec.checks import cross_check
 from orchestrator.spec.document import LARGEST_FILE_BYTES, Document, Path, Place, Unreadable, decode, read_document
 from orchestrator.spec.models import TrainingJob, without_server_fields
-from orchestrator.spec.overrides import apply_overrides
-from orchestrator.spec.validation import Finding, planned_findings, repaired, structural_findings
+from orchestrator.spec.overrides import apply_overrides, parse_path
+from orchestrator.spec.paths import check_paths
+from orchestrator.spec.validation import Finding, planned_findings, repaired, structural_findings, touches
 
 
-def load_file(path: str | FilePath, overrides: Sequence[str] = ()) -> TrainingJob:
+def load_file(path: str | FilePath, overrides: Sequence[str] = (), *, check_files: bool = False) -> TrainingJob:
     """The job in a file, after `overrides` such as `spec.training.maxSteps=10`.
 
-    Raises InvalidSpec with every problem of the file, in the order of its lines.
+    With `check_files` the files and folders that the job names must be there as well (`check_paths`). Raises
+    InvalidSpec with every problem of the file, in the order of its lines.
     """
     file = str(path)
     try:
@@ -31,23 +33,28 @@ def load_file(path: str | FilePath, overrides: Sequence[str] = ()) -> TrainingJo
         raise InvalidSpec([_cannot_open(FilePath(path), error)]) from error
     except Unreadable as error:
         raise InvalidSpec([error.problem]) from error
-    return parse_text(text, file=file, overrides=overrides)
+    return parse_text(text, file=file, overrides=overrides, base_dir=FilePath(path).parent if check_files else None)
 
 
-def parse_text(text: str, *, file: str | None = None, overrides: Sequence[str] = ()) -> TrainingJob:
-    """The job in a YAML or JSON text; `file` is the name shown in messages. Raises InvalidSpec."""
+def parse_text(
+    text: str, *, file: str | None = None, overrides: Sequence[str] = (), base_dir: FilePath | None = None
+) -> TrainingJob:
+    """The job in a YAML or JSON text; `file` is the name shown in messages. Raises InvalidSpec.
+
+    With `base_dir` the files that the job names are looked for from there.
+    """
     try:
         document = read_document(text, file)
     except Unreadable as error:
         raise InvalidSpec([error.problem]) from error
-    return _validated(document, overrides)
+    return _validated(document, overrides, base_dir)
 
 
 def parse_document(value: Mapping[str, Any]) -> TrainingJob:
     """The job in a document that has no text, such as a request's body. Raises InvalidSpec; its problems have no lines."""
     document = Document(dict(value), None)
     document.places[()] = Place(None)
-    return _validated(document, ())
+    return _validated(document, (), None)
 
 
 def _read(path: FilePath) -> bytes:
@@ -74,7 +81,7 @@ def _cannot_open(path: FilePath, error: OSError) -> Problem:
     return Problem("", f"the file cannot be read ({error.strerror or error})", "check the path", str(path))
 
 
-def _validated(document: Document, overrides: Sequence[str]) -> TrainingJob:
+def _validated(document: Document, overrides: Sequence[str], base_dir: FilePath | None) -> TrainingJob:
     problems = apply_overrides(document, overrides)
     problems += [problem for _, problem in document.problems]
     spoilt: list[Path] = [path for path, _ in document.problems]
@@ -87,10 +94,21 @@ def _validated(document: Document, overrides: Sequence[str]) -> TrainingJob:
     if job is not None:
         findings += planned_findings(job, spoilt)
         findings += cross_check(job, spoilt)
+        if base_dir is not None:
+            findings += _file_findings(job, base_dir, [*spoilt, *(finding.path for finding in findings)])
     problems += [document.problem(finding.path, finding.what, finding.hint) for finding in findings]
     if problems or job is None:
         raise InvalidSpec(_in_order(problems))
     return job
+
+
+def _file_findings(job: TrainingJob, base_dir: FilePath, spoilt: Sequence[Path]) -> Iterator[Finding]:
+    if touches(("spec", "runtime", "workingDir"), spoilt):
+        return
+    for problem in check_paths(job, base_dir):
+        path = parse_path(problem.path) or ()
+        if not touches(path, spoilt):
+            yield Finding(path, problem.what, problem.hint or "")
 
 
 def _repeats(finding: Finding, document: Document) -> bool:

@@ -175,7 +175,11 @@ def _how_to_add(path: Path) -> str:
     example = field.examples[0] if field.examples else None
     if example is None or isinstance(example, dict | list):
         inner = model_in(field.annotation)
-        return f"add {name}: with {_listed(list(fields_of(inner))[:4])} below it" if inner else f"add {name}"
+        if inner is None:
+            return f"add {name}"
+        known = fields_of(inner)
+        needed = [key for key, item in known.items() if item.is_required()] or list(known)[:4]
+        return f"add {name}: with {_listed(needed)} below it"
     return f"add {name}, such as {name}: {example}"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec import check_paths, parse_text
+from orchestrator.domain.errors import InvalidSpec
+from orchestrator.spec import check_paths, load_file, parse_text
 from orchestrator.spec.paths import package_folder, resolve_uri
 
 HEAD = "apiVersion: orchestrate.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: paths}\nspec:\n"
@@ -69,6 +70,40 @@ def test_what_is_missing_is_named(folder: Path, text: str, message: str) -> None
     problems = found(folder, text)
     assert len(problems) == 1
     assert message.format(folder=folder) in problems[0]
+
+
+def test_missing_files_are_reported_with_all_other_problems(folder: Path) -> None:
+    """With `check_files`, missing files stand among the other problems, at the line or option that names them."""
+    path = folder / "job.yaml"
+    path.write_text(
+        HEAD + job(model="./encodr", data="text.csv", more="  colour: red\n").replace("epochs: 1", "epochs: 0")
+    )
+    with pytest.raises(InvalidSpec) as caught:
+        load_file(path, ["spec.data.source.uri=other.csv"], check_files=True)
+    assert [(problem.line, problem.path) for problem in caught.value.problems] == [
+        (None, "spec.data.source.uri"),
+        (5, "spec.model.source"),
+        (8, "spec.training.epochs"),
+        (9, "spec.colour"),
+    ]
+    assert str(caught.value.problems[0]).startswith(
+        "--set spec.data.source.uri=other.csv: spec.data.source.uri: there is no file"
+    )
+
+
+def test_files_of_a_wrong_field_are_not_looked_for(folder: Path) -> None:
+    """A field that is wrong in itself gives one message, not a second one about a file."""
+    path = folder / "job.yaml"
+    path.write_text(HEAD + job(data="'s3://bucket/texts.csv'"))
+    with pytest.raises(InvalidSpec) as caught:
+        load_file(path, check_files=True)
+    assert len(caught.value.problems) == 1
+    assert load_file(_good(path), check_files=True).metadata.name == "paths"
+
+
+def _good(path: Path) -> Path:
+    path.write_text(HEAD + job())
+    return path
 
 
 def test_modules_and_packages_are_found_without_importing_them(folder: Path) -> None:
