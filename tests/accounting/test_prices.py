@@ -12,7 +12,6 @@ from orchestrator.accounting.prices import unknown_prices
 from orchestrator.domain.errors import InvalidSpec
 from orchestrator.domain.offerings import CapacityType
 
-
 WRONG_PRICES: tuple[Any, ...] = ("free", 0, "0.000", -1, True, [], float("nan"), float("inf"), "1e-10", "1e999999", "")
 
 
