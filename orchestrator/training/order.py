@@ -21,7 +21,7 @@ Indices = npt.NDArray[np.int64]
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
     """The order in which epoch `epoch` (from 0) reads the samples: a permutation of range(samples)."""
-    key = _mix(np.array([np.uint64(seed & (2**64 - 1))]))[0] ^ _mix(np.array([np.uint64(epoch + 1)]))[0]
+    key = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
     hashes = _mix(np.arange(samples, dtype=np.uint64) ^ key)
     return np.argsort(hashes, kind="stable").astype(np.int64)
 
