@@ -1,0 +1,71 @@
+"""The Ray engine as a test holds it: in an actor, because its workers talk to one, with the engine's own interface here."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+import ray
+
+from orchestrator.platforms.engines.base import Events, Listener, Outcome, RunRequest, WishBoard
+
+ASK_SECONDS = 0.05
+
+
+class EngineActor:
+    """A Ray engine with a mailbox and nothing else."""
+
+    def __init__(self) -> None:
+        from orchestrator.platforms.engines.ray_train import RayTrainEngine
+
+        self._engine = RayTrainEngine()
+        self._wishes = WishBoard()
+        self._heard: deque[Any] = deque()
+
+    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> tuple[int, bool]:
+        return self._engine.exchange(uid, attempt, rank, first, events)
+
+    def run(self, request: RunRequest) -> Outcome:
+        self._wishes = WishBoard()
+        return self._engine.run(request, self._heard.extend, self._wishes)
+
+    def heard(self, checkpoint_wishes: int, stop: bool) -> list[Any]:
+        """What was heard since the last call; raises the wishes to these."""
+        while self._wishes.read()[0] < checkpoint_wishes:
+            self._wishes.wish_checkpoint()
+        if stop:
+            self._wishes.wish_stop()
+        return [self._heard.popleft() for _ in range(len(self._heard))]
+
+    def kill(self) -> None:
+        self._engine.kill()
+
+
+class RayEngineFromOutside:
+    """The `Engine` port over an `EngineActor`."""
+
+    name = "ray"
+
+    def __init__(self) -> None:
+        self.actor: Any = ray.remote(EngineActor).options(num_cpus=0, max_concurrency=8).remote()
+
+    def run(self, request: RunRequest, listener: Listener, wishes: WishBoard) -> Outcome:
+        running = self.actor.run.remote(request)
+        done: list[Any] = []
+        pause = threading.Event()
+        while not done:
+            done, _ = ray.wait([running], timeout=0)
+            if events := ray.get(self.actor.heard.remote(*wishes.read())):
+                listener(events)
+            pause.wait(ASK_SECONDS)
+        outcome: Outcome = ray.get(running)
+        if events := ray.get(self.actor.heard.remote(*wishes.read())):
+            listener(events)
+        return outcome
+
+    def kill(self) -> None:
+        ray.get(self.actor.kill.remote())
+
+    def close(self) -> None:
+        ray.kill(self.actor)
