@@ -22,6 +22,8 @@ STREAM_SECONDS = 45.0
 """A log stream that is silent for longer is dead: the controller says something every 15 s."""
 MAX_PAGE = 1_000
 
+Documents = list[dict[str, Any]]
+
 
 class LogLine(NamedTuple):
     rank: str
@@ -101,14 +103,14 @@ class Client:
         """Ask for `cancel`, `suspend`, `resume` or `checkpoint`. Raises `NotFound`, `Conflict`."""
         return self._json("POST", f"{_job(namespace, name)}/{verb}")
 
-    def events(self, namespace: str, name: str, after: int = 0, limit: int = 1_000) -> list[dict[str, Any]]:
+    def events(self, namespace: str, name: str, after: int = 0, limit: int = 1_000) -> Documents:
         """The job's story above number `after`. Raises `NotFound`, as the following do."""
         return self._items(f"{_job(namespace, name)}/events", {"after": after, "limit": limit})
 
-    def steps(self, namespace: str, name: str, after: int = -1, limit: int = 10_000) -> list[dict[str, Any]]:
+    def steps(self, namespace: str, name: str, after: int = -1, limit: int = 10_000) -> Documents:
         return self._items(f"{_job(namespace, name)}/steps", {"after": after, "limit": limit})
 
-    def checkpoints(self, namespace: str, name: str, verify: bool = False) -> list[dict[str, Any]]:
+    def checkpoints(self, namespace: str, name: str, verify: bool = False) -> Documents:
         """Checkpoints, newest first. `verify` reads every byte of them, for which it waits as long as it takes."""
         query = {"verify": "true"} if verify else {}
         return self._items(f"{_job(namespace, name)}/checkpoints", query, extra_seconds=3_600.0 if verify else 0.0)
@@ -141,8 +143,9 @@ class Client:
         """Ask the server's process to end."""
         self._json("POST", "/v1/server/stop")
 
-    def _items(self, path: str, query: Mapping[str, Any], extra_seconds: float = 0.0) -> Any:
-        return self._json("GET", path, query, extra_seconds=extra_seconds)["items"]
+    def _items(self, path: str, query: Mapping[str, Any], extra_seconds: float = 0.0) -> Documents:
+        items: Documents = self._json("GET", path, query, extra_seconds=extra_seconds)["items"]
+        return items
 
     def _json(
         self, method: str, path: str, query: Mapping[str, Any] | None = None, extra_seconds: float = 0.0

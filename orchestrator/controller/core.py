@@ -68,6 +68,7 @@ from orchestrator.lifecycle import (
     StopOverdue,
     Submitted,
     SuspendRequested,
+    TerminationReason,
     TooLargeForCluster,
     transition,
 )
@@ -175,8 +176,13 @@ class Controller:
         self._book = Book()
         self._delayed: list[tuple[int, str, int]] = []
         self._stopping: dict[str, _Stopping] = {}
+        self._reading = threading.Lock()
+        self._read_ledgers: dict[str, tuple[Ledger, int]] = {}
+        """Ledgers of active jobs as far as they are committed, with the number of their entries; for readers alone."""
         self._changed = threading.Condition()
         self._version = 0
+        self._in_order: tuple[Book, int, list[JobRecord]] = (self._book, -1, [])
+        """Current jobs, newest first, as of a book and a version: ten thousand need not be sorted at every request."""
         self._closing = threading.Event()
         self._healthy = False
         self._epoch = 0
@@ -207,7 +213,7 @@ class Controller:
             if not state.attempt_seen:
                 self._delayed.append((0, record.uid, state.attempt))
             if state.stopping is not None:
-                self._stopping[record.uid] = _Stopping(state.attempt, self.clock.monotonic_ns(), killed=False)
+                self._ask_to_stop(record.uid, state.attempt, save=state.stopping == TerminationReason.SUSPENDED)()
             return
         if state.attempt_seen or state.stopping is not None:
             event = AttemptEnded(
@@ -269,15 +275,32 @@ class Controller:
 
     def jobs(self, namespace: str | None = None) -> list[JobRecord]:
         """Current jobs, newest first."""
-        records = [r for r in list(self._book.records.values()) if r.current and namespace in (None, r.namespace)]
-        return sorted(records, key=lambda record: (-record.created_ns, record.uid))
+        book, version = self._book, self._version
+        known_book, known_version, records = self._in_order
+        if known_book is not book or known_version != version:
+            records = [record for record in list(book.records.values()) if record.current]
+            records.sort(key=lambda record: (-record.created_ns, record.uid))
+            self._in_order = (book, version, records)
+        return [record for record in records if namespace in (None, record.namespace)]
+
+    def records(self) -> list[JobRecord]:
+        """Every job there ever was, those whose name has passed to a newer one included."""
+        return list(self._book.records.values())
 
     def statement(self, uid: str) -> Statement:
         """What the job has cost until now, from committed ledger entries only."""
         record = self._book.records[uid]
-        ledger = Ledger(self.journal.ledger(uid))
-        ended = record.state.ended_ns if record.state.phase.ended else None
-        return ledger.statement(ended if ended is not None else self.clock.now_ns())
+        ended_ns = record.state.ended_ns
+        with self._reading:
+            ledger, count = self._read_ledgers.get(uid, (Ledger(), 0))
+            for entry in self.journal.ledger(uid, after=count):
+                ledger.append(entry)
+                count += 1
+            if ended_ns is None:
+                self._read_ledgers[uid] = (ledger, count)
+            else:
+                self._read_ledgers.pop(uid, None)
+            return ledger.statement(ended_ns if ended_ns is not None else self.clock.now_ns())
 
     def view(self, record: JobRecord) -> dict[str, Any]:
         """The resource with its status, as of now."""
@@ -488,7 +511,7 @@ class Controller:
         if record.driver_id != item.driver_id:
             record = replace(record, driver_id=item.driver_id, driver_seq=0)
         for update in fresh(item.updates, record.driver_seq):
-            found = hear(record, update)
+            found = hear(record, update, turn.now_ns)
             turn.put(replace(found.record, driver_seq=update.seq))
             for line in found.story:
                 turn.tell(item.uid, line)
@@ -594,10 +617,13 @@ class Controller:
             called_off = AttemptEnded(turn.now_ns, attempt, "Stopped", "The attempt had not begun.", 0)
             turn.actions.append(lambda: self._inbox.put(_Happened(uid, called_off)))
             return
+        turn.actions.append(self._ask_to_stop(uid, attempt, save))
+
+    def _ask_to_stop(self, uid: str, attempt: int, save: bool) -> Callable[[], None]:
+        """Begin to be patient; what tells the driver."""
         grace = SAVE_GRACE_SECONDS if save else KILL_GRACE_SECONDS
         self._stopping[uid] = _Stopping(attempt, self._in(grace), killed=not save)
-        wish = self._host.wish_stop if save else self._host.kill
-        turn.actions.append(lambda: wish(uid, attempt))
+        return partial(self._host.wish_stop if save else self._host.kill, uid, attempt)
 
     # --- what is due
 

@@ -36,11 +36,14 @@ class Findings:
     steps: list[StepRow] = field(default_factory=list)
 
 
-def hear(record: JobRecord, update: Update) -> Findings:
-    """The findings of one update. An update of an attempt that is not the present one has none."""
+def hear(record: JobRecord, update: Update, now_ns: int) -> Findings:
+    """The findings of one update. An update of an attempt that is not the present one has none.
+
+    A worker whose clock runs ahead cannot make time pass here: its times are bounded by `now_ns`.
+    """
     if update.attempt != record.state.attempt or not record.state.phase.holds_machines:
         return Findings(record)
-    at_ns = int(update.event.get("at_ns", 0))
+    at_ns = min(int(update.event.get("at_ns", now_ns)), now_ns)
     heard = {"heard_ns": max(at_ns, record.progress.get("heard_ns", 0))}
     seen = replace(record.state, attempt_seen=True)
     found = Findings(replace(record, state=seen, progress={**record.progress, **heard}))
@@ -105,7 +108,9 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     if state.phase is not Phase.RUNNING:
         found.events.append(FirstStepDone(at_ns - round(event["seconds"] * 1e9), attempt, step))
     samples = int(event.get("samples", 0))
-    kept = record.samples_kept + (samples if step > state.step else 0)
+    first_time = step > state.step
+    kept = record.samples_kept + (samples if first_time else 0)
+    redone = record.progress.get("steps_redone", 0) + (0 if first_time else 1)
     caught_up = (state.restored_step or 0) < state.settled_step and state.attempt_step < state.settled_step <= step
     if caught_up:
         found.events.append(CaughtUp(at_ns, attempt))
@@ -115,7 +120,7 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     if state.phase is Phase.RUNNING:
         found.record = replace(found.record, state=state.at_step(step))
     rate = _rate(record.progress, attempt, samples, at_ns)
-    _progress(found, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate)
+    _progress(found, steps_redone=redone, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate)
 
 
 def _rate(progress: Fields, attempt: int, samples: int, at_ns: int) -> dict[str, Any]:
@@ -140,11 +145,11 @@ def _evaluation(found: Findings, attempt: int, event: Fields, at_ns: int) -> Non
 
 
 def _checkpoint(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
-    covers_ns, step = int(event["covers_ns"]), int(event["step"])
+    covers_ns, step = min(int(event["covers_ns"]), at_ns), int(event["step"])
     found.events.append(CheckpointCommitted(at_ns, attempt, step, event["uri"], covers_ns))
     stalled_ns = round(event.get("stall_seconds", 0.0) * 1e9)
     if stalled_ns > 0:
-        found.entries.append(CheckpointStalled(covers_ns + stalled_ns, covers_ns))
+        found.entries.append(CheckpointStalled(min(covers_ns + stalled_ns, at_ns), covers_ns))
     count = found.record.progress.get("checkpoints", 0) + 1
     _progress(found, checkpoints=count, checkpoint_bytes=event.get("bytes"), checkpoint_seconds=event.get("seconds"))
 

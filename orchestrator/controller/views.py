@@ -68,7 +68,12 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
         "completionTime": _time(state.ended_ns),
         "worldSize": world_size(record.document),
         "attempt": state.attempt,
-        "workers": {"desired": state.workers, "ready": _ready(record), "draining": 0},
+        "workers": {
+            "desired": state.workers,
+            "ready": ready_workers(record),
+            "draining": 0,
+            "ranks": _ranks(record),
+        },
         "progress": _progress(state, progress),
         "checkpoint": {"last": _checkpoint(state), "count": progress.get("checkpoints", 0)},
         "restarts": {"application": state.application_restarts, "preemption": state.preemption_restarts},
@@ -94,12 +99,21 @@ def _time(at_ns: int | None) -> str | None:
     return None if at_ns is None else to_rfc3339(at_ns)
 
 
-def _ready(record: JobRecord) -> int:
+def ready_workers(record: JobRecord) -> int:
+    """Workers of the present attempt whose every rank has reported that it started."""
     if not record.state.phase.holds_machines or record.progress.get("ready_attempt") != record.state.attempt:
         return 0
     ranks = len(record.progress.get("ready", {}))
     per_worker = max(1, world_size(record.document) // record.state.workers)
     return ranks // per_worker
+
+
+def _ranks(record: JobRecord) -> list[dict[str, Any]]:
+    """Where each rank of the present attempt runs, for who wants to look at its process."""
+    if not record.state.phase.holds_machines or record.progress.get("ready_attempt") != record.state.attempt:
+        return []
+    ready = record.progress.get("ready", {})
+    return [{"rank": int(rank), **ready[rank]} for rank in sorted(ready, key=int)]
 
 
 def _progress(state: JobState, progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,13 +154,14 @@ def _conditions(state: JobState) -> list[dict[str, Any]]:
         "Complete": state.phase is Phase.SUCCEEDED,
         "Failed": state.phase is Phase.FAILED,
     }
+    since = to_rfc3339(state.phase_since_ns)
     return [
         {
             "type": kind,
             "status": "True" if holds else "False",
             "reason": (state.reason or state.phase.value) if holds else state.phase.value,
             "message": state.message if holds else "",
-            "lastTransitionTime": to_rfc3339(state.phase_since_ns),
+            "lastTransitionTime": since,
         }
         for kind, holds in facts.items()
     ]

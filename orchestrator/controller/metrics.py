@@ -1,0 +1,183 @@
+"""Fills the snapshot that `/metrics` renders, from the journal and the records of a controller.
+
+Machine time is counted until the newest commit, or until five seconds ago if that is later. A release is written with the
+time at which the controller decided on it, a moment before it is durable; a counter that ran up to this instant could
+therefore fall by that moment.
+
+What is read once and kept: the amounts of jobs that hold no machines any more, and how far each story has been counted.
+The first snapshot after a start reads every ledger; later ones only those of jobs that hold machines.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator import __version__
+from orchestrator.accounting import Ledger
+from orchestrator.controller.journal.base import JobRecord, Journal
+from orchestrator.controller.views import ready_workers
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock
+from orchestrator.domain.errors import StorageError
+from orchestrator.lifecycle import Budget, Phase, StoryEntry, TerminationReason
+from orchestrator.telemetry import Amounts, JobSample, Snapshot, amounts_of
+
+LAG_NS = 5 * NANOSECONDS_PER_SECOND
+SHOWN_AFTER_END_NS = 15 * 60 * NANOSECONDS_PER_SECOND
+"""How long the series of a job stay after its end, so that a scrape or two see the last values."""
+STORY_PAGE = 1_000
+
+
+class Observed(Protocol):
+    """What is looked at of a controller."""
+
+    @property
+    def journal(self) -> Journal: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def last_commit_ns(self) -> int | None: ...
+    def records(self) -> Sequence[JobRecord]: ...
+    def wait_for_change(self, after_version: int, timeout_seconds: float) -> int: ...
+
+
+@dataclass(slots=True)
+class _Told:
+    """What a job's story has been counted to."""
+
+    seen: tuple[Any, ...] = ()
+    """The part of the state that moves whenever one of the counted entries is added."""
+    number: int = 0
+    preemptions: Counter[str] = field(default_factory=Counter)
+    restarts: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class _Resting:
+    """Amounts of a job that holds no machines; they change only once it holds some again."""
+
+    attempt: int
+    amounts: Amounts
+    instance_type: str
+
+
+class Sampler:
+    """Takes snapshots of one controller. Safe over threads."""
+
+    def __init__(self, controller: Observed) -> None:
+        self._controller = controller
+        self._lock = threading.Lock()
+        self._resting: dict[str, _Resting] = {}
+        self._told: dict[str, _Told] = {}
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            return self._take()
+
+    def _take(self) -> Snapshot:
+        controller = self._controller
+        now_ns = controller.clock.now_ns()
+        until_ns = max(controller.last_commit_ns or 0, now_ns - LAG_NS)
+        records = controller.records()
+        rollups: dict[tuple[str, str], Amounts] = {}
+        phases: Counter[tuple[str, str]] = Counter()
+        jobs: list[JobSample] = []
+        for record in records:
+            amounts, per_hour, instance_type = self._money(record, until_ns)
+            rollups.setdefault((record.namespace, _label(record, "team")), Amounts()).add(amounts)
+            if not record.current:
+                continue
+            if (record.namespace, Phase.PENDING.value) not in phases:
+                phases.update({(record.namespace, phase.value): 0 for phase in Phase})
+            phases[record.namespace, record.state.phase.value] += 1
+            ended_ns = record.state.ended_ns
+            if ended_ns is None or now_ns - ended_ns <= SHOWN_AFTER_END_NS:
+                jobs.append(self._sample(record, amounts, per_hour, instance_type))
+        return Snapshot(
+            version=__version__,
+            ready=controller.ready,
+            jobs=tuple(jobs),
+            phases=phases,
+            rollups=rollups,
+            last_commit_ns=controller.last_commit_ns,
+            commits=controller.wait_for_change(-1, 0),
+            journal_bytes=self._journal_bytes(),
+        )
+
+    def _journal_bytes(self) -> int | None:
+        try:
+            return self._controller.journal.size_bytes()
+        except StorageError:
+            return None
+
+    def _money(self, record: JobRecord, until_ns: int) -> tuple[Amounts, int | None, str]:
+        """Amounts, nano-dollars an hour, and the instance type of the newest machine."""
+        holds = record.state.phase.holds_machines
+        known = self._resting.get(record.uid)
+        if not holds and known is not None and known.attempt == record.state.attempt:
+            return known.amounts, 0, known.instance_type
+        ledger = Ledger(self._controller.journal.ledger(record.uid) if record.state.attempt else ())
+        statement = ledger.statement(until_ns)
+        instance_type = statement.segments[-1].instance_type if statement.segments else ""
+        amounts = amounts_of(ledger, until_ns)
+        if not holds and not ledger.held:
+            self._resting[record.uid] = _Resting(record.state.attempt, amounts, instance_type)
+        return amounts, statement.per_hour_nanodollars, instance_type
+
+    def _sample(self, record: JobRecord, amounts: Amounts, per_hour: int | None, instance_type: str) -> JobSample:
+        spec, state, told = record.document["spec"], record.state, self._count(record)
+        holds = state.phase.holds_machines
+        return JobSample(
+            namespace=record.namespace,
+            name=record.name,
+            uid=record.uid,
+            team=_label(record, "team"),
+            cost_center=_label(record, "cost-center"),
+            queue=str(spec.get("queue", "default")),
+            model=str((spec.get("model") or {}).get("source", "")),
+            zero_stage=str((spec.get("deepspeed") or {}).get("stage", "")),
+            instance_type=instance_type,
+            phase=state.phase.value,
+            amounts=amounts,
+            per_hour=per_hour,
+            steps={"kept": state.step, "lost": int(record.progress.get("steps_redone", 0))},
+            samples=record.samples_kept,
+            preemptions=told.preemptions,
+            restarts=told.restarts,
+            checkpoints={"committed": int(record.progress.get("checkpoints", 0)), "refused": told.refused},
+            last_checkpoint_ns=state.checkpoint_ns,
+            workers={"desired": state.workers if holds else 0, "ready": ready_workers(record), "draining": 0},
+        )
+
+    def _count(self, record: JobRecord) -> _Told:
+        state = record.state
+        told = self._told.setdefault(record.uid, _Told())
+        seen = (state.attempt, state.restored_step, state.phase)
+        while told.seen != seen:
+            page = self._controller.journal.story(record.uid, told.number, STORY_PAGE)
+            for number, entry in page:
+                told.number = number
+                _tally(told, entry)
+            if len(page) < STORY_PAGE:
+                told.seen = seen
+        return told
+
+
+def _tally(told: _Told, entry: StoryEntry) -> None:
+    if entry.reason == "CheckpointRefused":
+        told.refused += 1
+    elif entry.event == "AttemptEnded" and entry.phase_after == Phase.RECOVERING:
+        told.restarts[entry.reason] += 1
+        if TerminationReason(entry.reason).consequence.budget is Budget.PREEMPTION:
+            told.preemptions[entry.reason] += 1
+
+
+def _label(record: JobRecord, name: str) -> str:
+    labels: Mapping[str, Any] = record.document["metadata"].get("labels") or {}
+    return str(labels.get(name, ""))
