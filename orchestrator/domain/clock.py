@@ -66,7 +66,7 @@ class ManualClock:
 def to_rfc3339(at_ns: int) -> str:
     """An instant as RFC 3339 in UTC with milliseconds, as Kubernetes clients expect: `2026-01-31T10:20:30.123Z`."""
     seconds, rest = divmod(at_ns, NANOSECONDS_PER_SECOND)
-    stamp = datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    stamp = datetime.fromtimestamp(seconds, tz=UTC).isoformat()[:19]  # faster than strftime; lists write thousands
     return f"{stamp}.{rest // 1_000_000:03d}Z"
 
 
