@@ -4,21 +4,23 @@
 
 Each sample runs every command once, in turn, so that all of them meet the same machine. CPU is user and system time of
 the process and its children, as the kernel counted it. Commands run as people run them: the installed console script
-(the module where it is not installed), settings from the environment, output to a file. The server is the plain process
-with the fake engine, with jobs in its list.
+(the module where it is not installed), which finds the controller of its home; output goes to a file. The controller is
+started by `orchestrate server start` with the fake engine, and has jobs in its list.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._plain_server import PlainServer, clean_environ, job_document
+from benchmarks._plain_server import clean_environ, job_document
 from benchmarks.harness import MILLISECONDS, Samples, Verdict, arguments, conclude, describe, must_run, quiet
 from orchestrator.controller.client import Client
 
@@ -55,6 +57,23 @@ def commands() -> dict[str, list[str]]:
     return table
 
 
+@contextmanager
+def controller(home: Path) -> Iterator[dict[str, str]]:
+    """A controller of this machine, started and stopped as people do it; the environment in which commands find it."""
+    environ = {
+        **clean_environ(),
+        "ORCHESTRATE_HOME": str(home),
+        "ORCHESTRATE_ENGINE": "fake",
+        "ORCHESTRATE_PORT": "0",
+        "ORCHESTRATE_CPUS": "64",
+    }
+    must_run([*our_command(), "server", "start"], environ=environ)
+    try:
+        yield environ
+    finally:
+        must_run([*our_command(), "server", "stop"], environ=environ)
+
+
 def take(samples: Samples, kind: str, table: Mapping[str, list[str]], environ: Mapping[str, str], number: int) -> None:
     with samples.sample(kind) as sample:
         runs = {
@@ -75,11 +94,11 @@ def main() -> int:
     missing = samples.missing(kind, given.samples)
     if missing:
         table = commands()
-        with tempfile.TemporaryDirectory(prefix="bench-cli-") as folder, PlainServer(Path(folder)) as server:
-            client = Client(server.url, server.token)
+        with tempfile.TemporaryDirectory(prefix="bench-cli-") as folder, controller(Path(folder)) as environ:
+            facts = json.loads((Path(folder) / "server.json").read_text(encoding="utf-8"))
+            client = Client(facts["url"], (Path(folder) / "token").read_text(encoding="ascii").strip())
             for number in range(max(given.jobs, 8)):
                 client.submit(job_document(f"job-{number:04}", steps=20))
-            environ = {**clean_environ(), "ORCHESTRATE_URL": server.url, "ORCHESTRATE_TOKEN": server.token}
             for command in table.values():  # fills the bytecode and page caches, and shows that each works
                 must_run(command, environ=environ)
             for number in missing:

@@ -4,7 +4,8 @@
 
 The jobs are made by the real controller, driven in this process through the fake engine, so that every record, story
 and ledger is what it would be; the journal is then served by a controller process that is started for each sample.
-Requests come one after the other on connections of their own, as commands make them; the server's CPU clock is read
+Measured are: every page of the whole list once, by a server that has just started; then the first page (500 jobs) and
+the status of jobs all over the past, again and again, as a person or a dashboard asks. Requests come one after the other on connections of their own, as commands make them; the server's CPU clock is read
 between them, so that a request is charged with everything the server did since the one before.
 """
 
@@ -88,6 +89,22 @@ def measure(server: PlainServer, clock: CpuClock, paths: Sequence[str]) -> tuple
     return cpu, wall
 
 
+def walk(server: PlainServer, clock: CpuClock) -> tuple[list[float], int]:
+    """CPU milliseconds of each page of the whole list, read once by a server that has just started; and the jobs seen."""
+    cpu: list[float] = []
+    seen: set[str] = set()
+    query = f"limit={LIST_LIMIT}"
+    while True:
+        before = clock.seconds()
+        body, _ = server.get(f"/v1/trainingjobs?{query}")
+        cpu.append(round((clock.seconds() - before) * MILLISECONDS, 3))
+        page = json.loads(body)
+        seen |= {item["metadata"]["uid"] for item in page["items"]}
+        if not page["metadata"].get("continue"):
+            return cpu, len(seen)
+        query = f"limit={LIST_LIMIT}&continue={page['metadata']['continue']}"
+
+
 def main() -> int:
     parser = arguments(__doc__, samples=3)
     parser.add_argument("--jobs", type=int, default=10_000, help="ended jobs in the journal (default 10,000)")
@@ -110,14 +127,14 @@ def main() -> int:
 
 def take(samples: Samples, kind: str, folder: Path, jobs: int, requests: int, journal_bytes: int) -> None:
     with samples.sample(kind) as sample, PlainServer(folder) as server:
+        clock = CpuClock(server.pid)
+        pages_cpu, listed = walk(server, clock)
+        if listed != jobs:
+            sys.exit(f"the pages hold {listed} of {jobs} jobs")
         list_path = f"/v1/trainingjobs?limit={LIST_LIMIT}"
-        listed = json.loads(server.get(list_path)[0])
-        if len(listed["items"]) != min(LIST_LIMIT, jobs) or not listed["metadata"].get("continue"):
-            sys.exit(f"the list holds {len(listed['items'])} of {LIST_LIMIT} jobs")
         status_paths = [
             f"/v1/namespaces/default/trainingjobs/job-{number * jobs // requests:05}" for number in range(requests)
         ]
-        clock = CpuClock(server.pid)
         list_cpu, list_wall = measure(server, clock, [list_path] * requests)
         status_cpu, status_wall = measure(server, clock, status_paths)
         sample |= {
@@ -125,6 +142,7 @@ def take(samples: Samples, kind: str, folder: Path, jobs: int, requests: int, jo
             "start_cpu_ms": round(server.start_cpu_seconds * MILLISECONDS),
             "journal_bytes": journal_bytes,
             "list_bytes": len(server.get(list_path)[0]),
+            "pages_cpu_ms": pages_cpu,
             "list_cpu_ms": list_cpu,
             "status_cpu_ms": status_cpu,
             "list_wall_p99_ms": percentile(list_wall, 99),
@@ -135,6 +153,9 @@ def take(samples: Samples, kind: str, folder: Path, jobs: int, requests: int, jo
 def report(samples: Samples, kind: str) -> int:
     rows = [row["sample"] for row in samples.rows(kind)]
     verdicts = []
+    pages = [value for row in rows for value in row["pages_cpu_ms"]]
+    print(f"each page of the whole list, cold: CPU of the server {describe(pages, 'ms')}; the first {pages[0]} ms")
+    verdicts.append(Verdict("pages", BAR_MS, percentile(pages, 99), "ms CPU", len(pages), "p99"))
     for verb in ("list", "status"):
         cpu = [value for row in rows for value in row[f"{verb}_cpu_ms"]]
         walls = [row[f"{verb}_wall_p99_ms"] for row in rows]

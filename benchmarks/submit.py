@@ -180,6 +180,8 @@ def verify(journal: Path, acknowledged: list[Acknowledged], one_key: list[Acknow
             for uid, before, after in connection.execute("SELECT uid, phase_before, phase_after FROM story")
             if after in ENDED and before not in ENDED
         )
+        attempts = [json.loads(state)["attempt"] for (state,) in connection.execute("SELECT state FROM jobs")]
+        epoch = connection.execute("SELECT epoch FROM writer").fetchone()[0]
         steps = Counter(uid for uid, _ in connection.execute("SELECT DISTINCT uid, step FROM steps"))
         open_machines: Counter[str] = Counter()
         for uid, text in connection.execute("SELECT uid, entry FROM ledger"):
@@ -200,6 +202,8 @@ def verify(journal: Path, acknowledged: list[Acknowledged], one_key: list[Acknow
         "machines_not_released": sum(1 for count in open_machines.values() if count),
         "burst_jobs": len({answer.uid for answer in one_key}),
         "journal_intact": integrity == "ok",
+        "epochs": epoch,
+        "jobs_with_more_attempts": sum(attempt > 1 for attempt in attempts),
     }
 
 
@@ -239,10 +243,11 @@ def report(kind: str, rows: list[dict[str, Any]]) -> list[Verdict]:
     rates = [sample["submits_per_second"] for sample in taken]
     print(f"{kind}: {rates} submits a second{note}; {[s['journal_bytes_per_job'] for s in taken]} journal bytes a job")
     jobs = sum(sample["jobs"] for sample in taken)
-    verdicts = [
-        Verdict(f"{kind}: {wrong.replace('_', ' ')}", 0, sum(s[wrong] for s in taken), "", jobs, "number")
-        for wrong in WRONGS
-    ]
+    wrong = {name: sum(sample[name] for sample in taken) for name in WRONGS}
+    print(f"{kind}: jobs gone wrong: {wrong}")
+    verdicts = [Verdict(f"{kind}: jobs gone wrong", 0, sum(wrong.values()), "", jobs, "number")]
+    unfired = sum(sample["epochs"] != sample["kills"] + 1 for sample in taken)
+    verdicts.append(Verdict(f"{kind}: samples whose kills did not all fire", 0, unfired, "", len(taken), "number"))
     most = max(sample["burst_jobs"] for sample in taken)
     broken = sum(not sample["journal_intact"] for sample in taken)
     verdicts.append(Verdict(f"{kind}: jobs made by {BURST} submits with one key", 1, most, "", len(taken), "most"))

@@ -12,6 +12,8 @@ import pytest
 from benchmarks.submit import WRONGS, Acknowledged, verify
 
 TABLES = """
+CREATE TABLE writer (epoch);
+INSERT INTO writer VALUES (1);
 CREATE TABLE jobs (uid, name, idempotency_key, state);
 CREATE TABLE story (uid, number, phase_before, phase_after);
 CREATE TABLE ledger (uid, entry);
@@ -20,7 +22,7 @@ CREATE TABLE steps (uid, step);
 
 
 def add_job(database: sqlite3.Connection, uid: str, name: str, key: str) -> None:
-    database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", (uid, name, key, '{"phase": "Succeeded"}'))
+    database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", (uid, name, key, '{"phase": "Succeeded", "attempt": 1}'))
     for number, (before, after) in enumerate([("Pending", "Running"), ("Running", "Succeeded")]):
         database.execute("INSERT INTO story VALUES (?, ?, ?, ?)", (uid, number, before, after))
     for kind in ("MachineHeld", "MachineReleased"):
@@ -58,9 +60,9 @@ def test_a_good_journal_has_nothing_wrong(tmp_path: Path) -> None:
     [
         ("DELETE FROM jobs WHERE uid = 'u1'", "lost"),
         ("UPDATE jobs SET name = 'job-9' WHERE uid = 'u1'", "lost"),
-        ("INSERT INTO jobs VALUES ('u3', 'job-1', 'key-1', '{\"phase\": \"Succeeded\"}')", "doubled"),
-        ("INSERT INTO jobs VALUES ('u3', 'job-3', 'key-3', '{\"phase\": \"Succeeded\"}')", "unasked"),
-        ("UPDATE jobs SET state = '{\"phase\": \"Failed\"}' WHERE uid = 'u1'", "not_succeeded"),
+        ("INSERT INTO jobs VALUES ('u3', 'job-1', 'key-1', '{\"phase\": \"Succeeded\", \"attempt\": 1}')", "doubled"),
+        ("INSERT INTO jobs VALUES ('u3', 'job-3', 'key-3', '{\"phase\": \"Succeeded\", \"attempt\": 1}')", "unasked"),
+        ('UPDATE jobs SET state = \'{"phase": "Failed", "attempt": 1}\' WHERE uid = \'u1\'', "not_succeeded"),
         ("INSERT INTO story VALUES ('u1', 9, 'Running', 'Succeeded')", "not_ended_once"),
         ("DELETE FROM story WHERE uid = 'u2'", "not_ended_once"),
         ("DELETE FROM steps WHERE uid = 'u1'", "steps_missing"),
