@@ -120,7 +120,9 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     if state.phase is Phase.RUNNING:
         found.record = replace(found.record, state=state.at_step(step))
     rate = _rate(record.progress, attempt, samples, at_ns)
-    _progress(found, steps_redone=redone, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate)
+    _progress(
+        found, steps_redone=redone, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate
+    )
 
 
 def _rate(progress: Fields, attempt: int, samples: int, at_ns: int) -> dict[str, Any]:

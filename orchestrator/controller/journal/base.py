@@ -90,7 +90,9 @@ class Journal(Protocol):
         """Story entries of a job numbered from 1 in the order they were committed; those numbered above `after`."""
         ...
 
-    def ledger(self, uid: str) -> list[Entry]: ...
+    def ledger(self, uid: str, after: int = 0) -> list[Entry]:
+        """Ledger entries of a job in the order they were committed, without the first `after`."""
+        ...
 
     def steps(
         self, uid: str, after_step: int = -1, limit: int = 100_000, attempt: int | None = None

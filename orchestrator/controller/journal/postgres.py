@@ -94,7 +94,7 @@ _GET_JOBS: LiteralString = """
 _GET_STORY: LiteralString = """
     SELECT number, at_ns, event, phase_before, phase_after, reason, message FROM orchestrate.story
     WHERE uid = %s AND number > %s ORDER BY number LIMIT %s"""
-_GET_LEDGER: LiteralString = "SELECT entry::text FROM orchestrate.ledger WHERE uid = %s ORDER BY number"
+_GET_LEDGER: LiteralString = "SELECT entry::text FROM orchestrate.ledger WHERE uid = %s AND number > %s ORDER BY number"
 _GET_STEPS: LiteralString = """
     SELECT step, attempt, report::text FROM orchestrate.steps
     WHERE uid = %s AND step > %s ORDER BY step, attempt LIMIT %s"""
@@ -161,8 +161,8 @@ class PostgresJournal:
     def story(self, uid: str, after: int = 0, limit: int = 1_000) -> list[tuple[int, StoryEntry]]:
         return self._read(_GET_STORY, (uid, after, limit), story_from_row)
 
-    def ledger(self, uid: str) -> list[Entry]:
-        return self._read(_GET_LEDGER, (uid,), entry_from_row)
+    def ledger(self, uid: str, after: int = 0) -> list[Entry]:
+        return self._read(_GET_LEDGER, (uid, after), entry_from_row)
 
     def steps(
         self, uid: str, after_step: int = -1, limit: int = 100_000, attempt: int | None = None

@@ -121,8 +121,9 @@ class SqliteJournal:
     def story(self, uid: str, after: int = 0, limit: int = 1_000) -> list[tuple[int, StoryEntry]]:
         return self._read(_GET_STORY, (uid, after, limit), story_from_row)
 
-    def ledger(self, uid: str) -> list[Entry]:
-        return self._read("SELECT entry FROM ledger WHERE uid = ? ORDER BY number", (uid,), entry_from_row)
+    def ledger(self, uid: str, after: int = 0) -> list[Entry]:
+        query = "SELECT entry FROM ledger WHERE uid = ? AND number > ? ORDER BY number"
+        return self._read(query, (uid, after), entry_from_row)
 
     def steps(
         self, uid: str, after_step: int = -1, limit: int = 100_000, attempt: int | None = None
