@@ -21,8 +21,13 @@ STOP_SECONDS = 30.0
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without any setting of orchestrate: a benchmark must not find the user's own controller."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATE_")}
+    """The environment without any setting of orchestrate (a benchmark must not find the user's own controller), and with
+    bytecode kept, as an installed program has it: without, every process would compile our sources again."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("ORCHESTRATE_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     return {**kept, "PYTHONPATH": str(REPOSITORY)}
 
 
