@@ -50,6 +50,10 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         return sorted(flag for action in self._actions for flag in action.option_strings)
 
+    def shown(self) -> list[argparse.Action]:
+        """Arguments and flags that are documented."""
+        return [action for action in self._actions if action.help != argparse.SUPPRESS]
+
     def _for_words(self, argv: Sequence[str]) -> Parser:
         choices = self.choices()
         return next((choices[word] for word in argv if word in choices), self)
@@ -94,19 +98,27 @@ def words(parser: Parser, dest: str, metavar: str, required: bool = True) -> Any
     return parser.add_subparsers(dest=dest, metavar=metavar, required=required, parser_class=Parser)
 
 
-def add_debug(parser: Parser) -> None:
+def add_everywhere(parser: Parser) -> None:
+    """Options of every verb. `--home` and `--url` are shown only where they matter, and taken everywhere."""
     for each in (parser, *parser.choices().values()):
         default = argparse.SUPPRESS
         each.add_argument(
             "--debug", action="store_true", default=default, help="show a traceback when something goes wrong"
         )
+        if "--home" not in each.flags():
+            each.add_argument("--home", default=default, help=argparse.SUPPRESS)
+            each.add_argument("--url", default=default, help=argparse.SUPPRESS)
 
 
 def add_connection(parser: Parser) -> None:
     """How to reach the controller."""
     group = parser.add_argument_group("controller")
-    group.add_argument("--home", metavar="DIR", help="home folder; instead of $ORCHESTRATE_HOME")
-    group.add_argument("--url", metavar="URL", help="a controller that runs elsewhere; instead of $ORCHESTRATE_URL")
+    # Without defaults, so that one given before the second word (`server --home DIR start`) is not forgotten after it.
+    absent = argparse.SUPPRESS
+    group.add_argument("--home", metavar="DIR", default=absent, help="home folder; instead of $ORCHESTRATE_HOME")
+    group.add_argument(
+        "--url", metavar="URL", default=absent, help="a controller that runs elsewhere; instead of $ORCHESTRATE_URL"
+    )
 
 
 def add_namespace(parser: Parser) -> None:

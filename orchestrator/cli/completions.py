@@ -40,7 +40,7 @@ def _words_of(path: tuple[str, ...], parser: Parser, following: tuple[str, ...])
     flags: dict[str, str] = {}
     values: dict[str, tuple[str, ...]] = {}
     kind, arguments = NOTHING, following
-    for action in parser._actions:
+    for action in parser.shown():
         if isinstance(action, argparse._SubParsersAction):
             continue
         for flag in action.option_strings:

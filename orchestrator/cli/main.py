@@ -82,14 +82,14 @@ def top_level_help() -> str:
 
 def parser_of(verb: str) -> tuple[Parser, ModuleType]:
     """The verb's parser and its module."""
-    from orchestrator.cli.arguments import Parser, add_debug
+    from orchestrator.cli.arguments import Parser, add_everywhere
 
     module = import_module(MODULES[verb])
     sentence = next(verbs[verb] for verbs in GROUPS.values() if verb in verbs)
     description = module.__doc__ or f"{sentence[0].upper()}{sentence[1:]}."
     parser = Parser(prog=f"{PROGRAM} {verb}", description=description)
     module.add_arguments(parser)
-    add_debug(parser)
+    add_everywhere(parser)
     return parser, module
 
 
@@ -132,8 +132,9 @@ def _dispatch(argv: Sequence[str], context: Context) -> int:
     if verb not in MODULES:
         _unknown_verb(verb)
     parser, module = parser_of(verb)
-    # Flags that stood before the verb go first: whatever follows the verb wins.
-    args = parser.parse([*before, *rest], context)
+    # Flags that stood before the verb go first, so that whatever follows the verb wins.
+    first = 1 if rest and rest[0] in parser.choices() else 0
+    args = parser.parse([*rest[:first], *before, *rest[first:]], context)
     if args is None:
         return 0
     context.take_flags(args)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 WIDTH = 80
 LABEL = 13
 BAR = 24
+MOST_PARTS = 7
+SPLITS = ("test", "validation", "", "train")
+"""The two that come first here and were measured are shown."""
 NAMES = {
     "useful": "useful work",
     "at_risk": "not yet saved",
@@ -48,7 +51,7 @@ def receipt_lines(job: JobView, cost: Mapping[str, Any], now_ns: int, *, drawn: 
     right = f"{job.phase} in {duration(seconds)}" if seconds is not None else job.phase
     lines = [rule, _ends(f" {job.full_name}", f"{right} ")]
     if job.phase != "Succeeded" or job.reason not in ("", "Completed"):
-        lines += _wrapped(job.message or job.reason, 3)
+        lines += _wrapped(job.message or job.reason, 2)
     lines += [rule, *_work(job), rule, *_money(job, cost, drawn=drawn)]
     places = _places(job)
     if places:
@@ -94,12 +97,9 @@ def _work(job: JobView) -> list[str]:
     ]
     lines.append(_row("Attempts", f"{attempts}" + (f" (restarts: {', '.join(causes)})" if causes else "")))
     splits = job.metrics()
-    order = sorted(splits, key=lambda split: ("test", "validation", "train", "").index(split) if split in NAMED else 9)
-    lines += [_row(split.capitalize() or "Metrics", metrics_line(splits[split]))[:WIDTH] for split in order[:3]]
+    order = sorted(splits, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
+    lines += [_row(split.capitalize() or "Metrics", metrics_line(splits[split]))[:WIDTH] for split in order[:2]]
     return lines
-
-
-NAMED = ("test", "validation", "train", "")
 
 
 def _samples(job: JobView) -> int | None:
@@ -114,10 +114,10 @@ def _money(job: JobView, cost: Mapping[str, Any], *, drawn: bool) -> list[str]:
     lines = [_row("Cost", f"{dollars(total):<18}{aside}")]
     parts: dict[str, str | None] = {"useful": cost.get("usefulUSD"), "at_risk": cost.get("atRiskUSD")}
     parts |= dict(cost.get("wastedUSD") or {})
-    shown = {name: parts[name] for name in (*NAMES, *sorted(set(parts) - set(NAMES))) if name in parts}
-    for name, amount in shown.items():
-        if amount is not None and not Decimal(amount) and name != "useful":
-            continue
+    known = {name: parts[name] for name in (*NAMES, *sorted(set(parts) - set(NAMES))) if name in parts}
+    for name, amount in _largest(
+        {name: amount for name, amount in known.items() if name == "useful" or _counts(amount)}
+    ):
         share = float(Decimal(amount) / Decimal(total)) if amount is not None and total and Decimal(total) else None
         lines.append(_part(NAMES.get(name, name), amount, share, drawn=drawn))
     saved = cost.get("savedUSD")
@@ -128,6 +128,22 @@ def _money(job: JobView, cost: Mapping[str, Any], *, drawn: bool) -> list[str]:
     )
     lines += _wrapped(priced_as(cost, types), 2)
     return lines
+
+
+def _counts(amount: str | None) -> bool:
+    """Whether an amount is unknown or more than nothing."""
+    return amount is None or bool(Decimal(amount))
+
+
+def _largest(parts: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
+    """The parts in their order; when there are too many, the smallest are one part, so that the sum stays the total."""
+    if len(parts) <= MOST_PARTS:
+        return list(parts.items())
+    by_size = sorted(parts, key=lambda name: Decimal(parts[name] or "Infinity"), reverse=True)
+    kept = {"useful", *by_size[: MOST_PARTS - 2]}
+    rest = [parts[name] for name in parts if name not in kept]
+    together = None if None in rest else str(sum(Decimal(amount) for amount in rest if amount is not None))
+    return [(name, amount) for name, amount in parts.items() if name in kept] + [("other causes", together)]
 
 
 def _part(name: str, amount: str | None, share: float | None, *, drawn: bool) -> str:

@@ -59,8 +59,8 @@ def markdown() -> str:
 
 def _body(parser: Parser) -> Iterator[str]:
     yield from _description(parser.description or "")
-    arguments = [action for action in parser._actions if not action.option_strings and action.metavar]
-    options = [action for action in parser._actions if action.option_strings and action.dest not in ("help", "debug")]
+    arguments = [action for action in parser.shown() if not action.option_strings and action.metavar]
+    options = [action for action in parser.shown() if action.option_strings and action.dest not in ("help", "debug")]
     usage = [parser.prog, *(["[options]"] if options else []), *map(_place, arguments)]
     yield from ("", "```console", f"$ {' '.join(usage)}", "```")
     rows = [
