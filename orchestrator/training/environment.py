@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
+import warnings
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ def import_deepspeed(environ: MutableMapping[str, str], *, cpu: bool) -> Any:
     """The DeepSpeed module, imported for the right accelerator, quiet, and without JIT builds that need a compiler."""
     if cpu:
         environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed 0.19 calls collectives by the names that torch 2.13 is about to retire, once a rank and run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed.utils import logger
 
@@ -92,11 +94,3 @@ def lone_process_defaults(environ: MutableMapping[str, str], port: int) -> None:
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         environ.setdefault(name, value)
-
-
-def has_compiler(environ: Mapping[str, str]) -> bool:
-    """True when DeepSpeed's own operators could be built: ninja and a C++ compiler are on PATH."""
-    path = environ.get("PATH")
-    return shutil.which("ninja", path=path) is not None and any(
-        shutil.which(name, path=path) for name in ("c++", "g++")
-    )

@@ -39,6 +39,7 @@ class Progress:
     samples_seen: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_without_improvement: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest validation metrics."""

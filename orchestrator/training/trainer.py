@@ -381,7 +381,7 @@ class Trainer:
         larger = metric in LARGER_IS_BETTER if stopping is None or stopping.mode == "Auto" else stopping.mode == "Max"
         gain = math.inf if progress.best_value is None else (value - progress.best_value) * (1 if larger else -1)
         if gain > (0.0 if stopping is None else stopping.min_delta):
-            progress.best_value, progress.best_step = value, progress.step
+            progress.best_value, progress.best_step, progress.best_metrics = value, progress.step, progress.metrics
             progress.evaluations_without_improvement = 0
             return True
         progress.evaluations_without_improvement += 1
@@ -430,7 +430,7 @@ class Trainer:
         progress, peers = self.progress, self.peers
         if progress.best_step is not None and progress.best_step != progress.step:
             self._take_best(progress.best_step)
-        metrics = {f"validation_{name}": value for name, value in progress.metrics.items()}
+        metrics = {f"validation_{name}": value for name, value in progress.best_metrics.items()}
         if len(self.prepared.splits["test"]):
             metrics |= {f"test_{name}": value for name, value in self._evaluate("test").items()}
         folder = self._export(metrics)

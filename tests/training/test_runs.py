@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -273,7 +274,10 @@ def test_early_stopping_takes_the_best_weights(faulty: dict[str, Run]) -> None:
     assert (result["outcome"], result["reason"], result["step"]) == ("succeeded", "EarlyStopped", 6)
     assert [(event["step"], event["best"]) for event in run.events("checkpoint")] == [(2, True), (6, False)]
     assert run.checkpoints() == ["step-00000002", "step-00000006"]
-    assert (run.folder / "model" / "orchestrate.json").is_file()
+    facts = json.loads((run.folder / "model" / "orchestrate.json").read_text())
+    assert facts["metrics"] == result["metrics"]
+    best = run.events("evaluation")[0]["metrics"]
+    assert result["metrics"]["validation_loss"] == best["loss"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
