@@ -304,10 +304,13 @@ class Controller:
 
     def view(self, record: JobRecord) -> dict[str, Any]:
         """The resource with its status, as of now."""
+        version = self._version
+        # Read after the version: a resource that is older than its version would make a long poll miss a change.
+        record = self._book.records.get(record.uid, record)
         cost = record.cost
         if cost is None and record.state.phase.holds_machines:
             cost = cost_document(self.statement(record.uid), record.samples_kept)
-        return resource(record, cost, self._version)
+        return resource(record, cost, version)
 
     def wait_for_change(self, after_version: int, timeout_seconds: float) -> int:
         """Wait until something was committed after `after_version`; the newest version."""
