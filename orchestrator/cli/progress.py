@@ -30,15 +30,16 @@ class Milestones:
     def news(self, job: JobView) -> list[str]:
         lines: list[str] = []
         attempt = int(job.status.get("attempt") or 0)
-        if (job.phase, attempt) != self._phase:
-            lines.append(f"{job.phase}: {job.message}" if job.message else job.phase)
+        phase = [f"{job.phase}: {job.message}" if job.message else job.phase]
+        if (job.phase, attempt) == self._phase:
+            phase = []
         metrics = job.metrics()
         for split, values in metrics.items():
             if values != self._metrics.get(split):
                 lines.append(f"{split or 'evaluation'}: {metrics_line(values)}")
         if self._phase is None:
             # The first look: what has long been so is no news.
-            lines = lines[:1]
+            lines = []
             self._checkpoint = job.checkpoint.get("step")
             self._tenth = int((job.percent or 0) // 10)
         self._phase, self._metrics = (job.phase, attempt), metrics
@@ -50,7 +51,8 @@ class Milestones:
         if self._tenths and tenth > self._tenth and job.phase not in RESTING:
             lines.append(summary(job))
         self._tenth = max(tenth, self._tenth)
-        return lines
+        # What a phase brought comes after it, and what came before its end comes before that.
+        return [*lines, *phase] if job.phase in RESTING else [*phase, *lines]
 
 
 def summary(job: JobView) -> str:

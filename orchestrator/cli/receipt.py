@@ -32,7 +32,7 @@ NAMES = {
     "checkpoint_stall": "checkpoints",
     "input_stall": "waiting for data",
     "idle": "idle",
-    "shutdown": "shutting down",
+    "shutdown": "shutdown, minimum",
 }
 """What people read for each category, in the order of the receipt."""
 
@@ -84,7 +84,7 @@ def _work(job: JobView) -> list[str]:
     if samples := _samples(job):
         parts.append(f"{samples:,} samples")
     if (epoch := job.progress.get("epoch")) is not None:
-        parts.append(f"{epoch:.4g} epochs")
+        parts.append(f"{epoch:.4g} epoch{'s' if epoch != 1 else ''}")
     if (world_size := job.status.get("worldSize")) is not None:
         parts.append(f"{world_size} rank{'s' if world_size != 1 else ''}")
     lines = [_row("Training", ", ".join(parts))] if parts else []
@@ -123,10 +123,7 @@ def _money(job: JobView, cost: Mapping[str, Any], *, drawn: bool) -> list[str]:
     saved = cost.get("savedUSD")
     if saved is not None and Decimal(saved):
         lines.append(_row("Saved", f"{dollars(saved)} against the on-demand price of the same time"))
-    types = sorted(
-        {str(segment["instanceType"]) for segment in cost.get("segments") or [] if segment.get("instanceType")}
-    )
-    lines += _wrapped(priced_as(cost, types), 2)
+    lines += _wrapped(priced_as(cost), 2)
     return lines
 
 

@@ -104,7 +104,7 @@ class JobView:
         if desired is None:
             return NOTHING
         ready = workers.get("ready")
-        return f"{desired}" if ready is None else f"{ready}/{desired}"
+        return f"{desired}" if ready is None or self.phase in RESTING else f"{ready}/{desired}"
 
     @property
     def loss(self) -> str:
@@ -197,15 +197,12 @@ def instant(text: Any) -> float | None:
         return None
 
 
-def priced_as(cost: Mapping[str, Any], instance_types: list[str]) -> str:
-    """Where the prices come from, and whether anybody bills them."""
+def priced_as(cost: Mapping[str, Any]) -> str:
+    """Where the prices come from, and whether anybody bills them. A source reads `machine: list, date`."""
     sources = [str(source) for source in cost.get("priceSources") or []]
     if not sources:
         return "No machine was held, so nothing was priced."
-    machines = ", ".join(instance_types)
-    source = "; ".join(sources)
     if cost.get("billed"):
-        return f"Priced as {machines} by {source}." if machines else f"Priced by {source}."
-    if machines:
-        return f"Priced as {machines} (example); nothing was billed."
-    return f"Priced by {source}; nothing was billed."
+        return f"Priced by {'; '.join(sources)}."
+    machines = ", ".join(dict.fromkeys(source.partition(": ")[0] for source in sources))
+    return f"Priced as {machines} (example); nothing was billed."

@@ -43,7 +43,7 @@ class Run:
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
-    encoding = "utf-8"  # type: ignore[assignment]  # StringIO says None
+    encoding = "utf-8"
 
     def isatty(self) -> bool:
         return True

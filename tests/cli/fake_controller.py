@@ -63,7 +63,7 @@ def resource(name: str = "sentiment", phase: str = "Running", **status: Any) -> 
                 "perHourUSD": "0.00" if ended else "6.12",
                 "perThousandSamplesUSD": "0.046026723",
                 "billed": False,
-                "priceSources": ["AWS, us-east-1, 2026-07-20 (example)"],
+                "priceSources": ["p3.2xlarge: AWS, us-east-1, 2026-07-20 (example)"],
             },
             "result": {"metrics": {"validation_accuracy": 0.8312}, "modelUri": "/runs/model"} if ended else None,
             **status,

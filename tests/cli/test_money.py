@@ -81,8 +81,8 @@ def test_what_nobody_bills_says_so() -> None:
     """An example price names the machine it stands for and that nothing was billed; a real one names its source."""
     job = resource(phase="Succeeded")
     assert " Priced as p3.2xlarge (example); nothing was billed." in receipt(job)
-    assert " Priced as p3.2xlarge by AWS, us-east-1, 2026-07-20." in receipt(
-        job, billed=True, priceSources=["AWS, us-east-1, 2026-07-20"]
+    assert " Priced by p3.2xlarge: AWS, us-east-1, 2026-07-20." in receipt(
+        job, billed=True, priceSources=["p3.2xlarge: AWS, us-east-1, 2026-07-20"]
     )
 
 

@@ -47,10 +47,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
 def cost_text(cost: Mapping[str, Any]) -> str:
     """Time and dollars by category, the total, and where the prices come from."""
     seconds: dict[str, float] = defaultdict(float)
-    types: set[str] = set()
     for segment in cost.get("segments") or []:
         seconds[segment["category"]] += (segment["end_ns"] - segment["start_ns"]) / 1e9
-        types.add(str(segment["instanceType"]))
     amounts: dict[str, str | None] = {"useful": cost.get("usefulUSD"), "at_risk": cost.get("atRiskUSD")}
     amounts |= dict(cost.get("wastedUSD") or {})
     total = cost.get("totalUSD")
@@ -72,7 +70,7 @@ def cost_text(cost: Mapping[str, Any]) -> str:
         lines.append(f"Saved against on-demand prices: {dollars(saved)}\n")
     if (per_hour := cost.get("perHourUSD")) is not None and Decimal(per_hour):
         lines.append(f"Now: {dollars(per_hour)} an hour\n")
-    lines.append(priced_as(cost, sorted(types)) + "\n")
+    lines.append(priced_as(cost) + "\n")
     return "".join(lines)
 
 

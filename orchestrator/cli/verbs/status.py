@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.arguments import Parser, add_connection, add_job, add_output
 from orchestrator.cli.output import emit, pairs
-from orchestrator.cli.view import NOTHING, JobView, duration, metrics_line, priced_as
+from orchestrator.cli.view import NOTHING, RESTING, JobView, duration, metrics_line, priced_as
 
 if TYPE_CHECKING:
     from orchestrator.cli.context import Context
@@ -63,7 +63,12 @@ def status_text(job: JobView, now_ns: int) -> str:
         rows.append(("Speed", f"{speed:,.1f} samples/s"))
     if job.eta != NOTHING:
         rows.append(("Time left", job.eta))
-    rows.append(("Workers", f"{job.workers} ready, attempt {job.status.get('attempt') or 0}, {job.restarts} restarts"))
+    rows.append(
+        (
+            "Workers",
+            f"{job.workers}{'' if job.phase in RESTING else ' ready'}, attempt {job.status.get('attempt') or 0}, {job.restarts} restarts",
+        )
+    )
     if (step := job.checkpoint.get("step")) is not None:
         rows.append(("Checkpoint", f"step {step:,}, {job.checkpoint.get('uri', '')}"))
     if job.cost:
@@ -72,7 +77,7 @@ def status_text(job: JobView, now_ns: int) -> str:
 
         now = "" if job.ended or per_hour is None else f", now {dollars(per_hour)} an hour"
         rows.append(("Cost", f"{job.total_cost}{now}"))
-        rows.append(("Prices", priced_as(job.cost, [])))
+        rows.append(("Prices", priced_as(job.cost)))
     seconds = job.seconds(now_ns)
     if seconds is not None:
         rows.append(("Took" if job.ended else "Age", duration(seconds)))
