@@ -95,7 +95,9 @@ def one_run(folder: Path, stage: int, offload: str, **sizes: Any) -> list[dict[s
 def throughput(events: list[dict[str, Any]], warm_up: int, tokens_per_sample: int) -> float:
     """Tokens per second over the steps after the warm-up."""
     steps = [event for event in events if event["kind"] == "step"][warm_up:]
-    return sum(step["samples"] for step in steps) * tokens_per_sample / sum(step["seconds"] for step in steps)
+    samples: int = sum(step["samples"] for step in steps)
+    seconds: float = sum(step["seconds"] for step in steps)
+    return samples * tokens_per_sample / seconds
 
 
 def main(out: TextIO) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -230,7 +231,7 @@ def test_a_lone_process_agrees_with_itself() -> None:
     assert peers.share(lambda: 5) == [5]
     assert peers.first(lambda: 6) == 6
     with pytest.raises(WorkerFailed, match="ApplicationError: KeyError") as caught:
-        peers.settle(lambda: {}["x"])
+        peers.settle(lambda: os.environ["NO_SUCH_NAME_HERE"])
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -257,6 +258,9 @@ def test_an_error_of_the_disk_inside_torch_save_keeps_its_number(tmp_path: Path)
             super().__init__()
             self.number = number
 
+        def opened(self, path: Path) -> BinaryIO:
+            return self
+
         def write(self, data: Any) -> int:
             if self.tell() > 1000:
                 raise OSError(self.number, "refused")
@@ -265,7 +269,7 @@ def test_an_error_of_the_disk_inside_torch_save_keeps_its_number(tmp_path: Path)
     state = {"weights": torch.zeros(5000)}
     for number, reason in ((errno.ENOSPC, "StorageFull"), (errno.EDQUOT, "StorageFull"), (errno.EIO, "StorageFailed")):
         full = Full(number)
-        writer = HashingWriter(torch, lambda path, full=full: full)
+        writer = HashingWriter(torch, full.opened)
         writer.save(state, str(tmp_path / "x.pt"))
         assert writer.failure is not None
         assert writer.failure.reason == reason
