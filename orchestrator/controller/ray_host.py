@@ -215,7 +215,7 @@ class RayHost:
     def _make(self, uid: str, run_dir: Path) -> Any:
         here = ray.get_runtime_context().get_node_id()
         return (
-            ray.remote(DriverActor)
+            ray.remote(concurrency_groups={"gang": 4, "poll": 2})(DriverActor)
             .options(
                 name=driver_name(uid),
                 namespace=NAMESPACE,
@@ -223,7 +223,6 @@ class RayHost:
                 num_cpus=0,
                 max_restarts=0,
                 max_concurrency=4,
-                concurrency_groups={"gang": 4, "poll": 2},
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
             )
             .remote(str(run_dir))
