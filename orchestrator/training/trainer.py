@@ -462,7 +462,8 @@ class Trainer:
         def write() -> None:
             partial = final.with_name(f"model.partial-{self.assignment.attempt}")
             try:
-                shutil.rmtree(partial, ignore_errors=True)
+                for leftover in final.parent.glob("model.partial-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 self.model.save_pretrained(partial, state_dict=state)
                 self.prepared.tokenizer.save_pretrained(partial)
                 facts = {

@@ -14,15 +14,17 @@ import pytest
 from orchestrator import storage
 from tests.training.gang import NO_DROPOUT, Run, job, launch, write_reviews
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 STAGES = ["0", "1", "2", "3"]
 VARIANTS = {
-    **{stage: job(deepspeed__stage=int(stage)) for stage in STAGES},
+    **{stage: job(deepspeed__stage=int(stage)) for stage in ("0", "1", "2")},
     "2-offload": job(deepspeed__offload="CPU"),
-    "3-offload": job(deepspeed__stage=3, deepspeed__offload="CPU"),
     "2-bf16": job(model__precision="BF16"),
     "0-bf16": job(model__precision="BF16", deepspeed__stage=0),
+    # ZeRO-3 last: it replaces torch's linear function for the rest of the process, which moves the last bit of what follows.
+    "3": job(deepspeed__stage=3),
+    "3-offload": job(deepspeed__stage=3, deepspeed__offload="CPU"),
     "3-bf16": job(model__precision="BF16", deepspeed__stage=3),
 }
 
