@@ -513,8 +513,9 @@ class Texts:
     read at. Each job is written by itself, so that the dictionaries of one are gone before those of the next are made:
     five hundred alive at once would set off the garbage collector, which walks every job in memory."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, most: int = MAX_KEPT_TEXTS) -> None:
         self._controller = controller
+        self._most = most
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[JobRecord, str, str]] = {}
         self._mark = secrets.token_hex(16)
@@ -531,7 +532,7 @@ class Texts:
             kept = record, before, behind
             with self._lock:
                 self._kept.pop(record.uid, None)
-                if len(self._kept) >= MAX_KEPT_TEXTS:
+                if len(self._kept) >= self._most:
                     del self._kept[next(iter(self._kept))]
                 self._kept[record.uid] = kept
         return f"{kept[1]}{version}{kept[2]}"
