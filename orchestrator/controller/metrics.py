@@ -4,8 +4,10 @@ Machine time is counted until the newest commit, or until five seconds ago if th
 time at which the controller decided on it, a moment before it is durable; a counter that ran up to this instant could
 therefore fall by that moment.
 
-What is read once and kept: the amounts of jobs that hold no machines any more, and how far each story has been counted.
-The first snapshot after a start reads every ledger; later ones only those of jobs that hold machines.
+What is read once and kept: the amounts of jobs that hold no machines, the sums over ended jobs, and how far each story
+has been counted. The first snapshot after a start reads every ledger; later ones only those of jobs that hold machines.
+
+Limit: when the machine's clock is set back by more than these seconds, the cost of a job that holds machines may fall.
 """
 
 from __future__ import annotations
@@ -58,13 +60,16 @@ class _Told:
     refused: int = 0
 
 
-@dataclass(slots=True)
-class _Resting:
-    """Amounts of a job that holds no machines; they change only once it holds some again."""
+@dataclass(frozen=True, slots=True)
+class _Money:
+    """What a job's ledger says."""
 
     attempt: int
     amounts: Amounts
+    per_hour: int | None
+    """Nano-dollars an hour for the machines held now; None when a price is unknown."""
     instance_type: str
+    """That of the newest machine."""
 
 
 class Sampler:
@@ -73,8 +78,12 @@ class Sampler:
     def __init__(self, controller: Observed) -> None:
         self._controller = controller
         self._lock = threading.Lock()
-        self._resting: dict[str, _Resting] = {}
+        self._resting: dict[str, _Money] = {}
+        """Of jobs that hold no machines; it changes only once they hold some again."""
         self._told: dict[str, _Told] = {}
+        self._rolled_up: set[str] = set()
+        self._ended: dict[tuple[str, str], Amounts] = {}
+        """Sums over the jobs of `_rolled_up`, which have ended, by namespace and team."""
 
     def snapshot(self) -> Snapshot:
         with self._lock:
@@ -84,21 +93,31 @@ class Sampler:
         controller = self._controller
         now_ns = controller.clock.now_ns()
         until_ns = max(controller.last_commit_ns or 0, now_ns - LAG_NS)
-        records = controller.records()
-        rollups: dict[tuple[str, str], Amounts] = {}
+        rollups = {key: _copy(amounts) for key, amounts in self._ended.items()}
         phases: Counter[tuple[str, str]] = Counter()
         jobs: list[JobSample] = []
-        for record in records:
-            amounts, per_hour, instance_type = self._money(record, until_ns)
-            rollups.setdefault((record.namespace, _label(record, "team")), Amounts()).add(amounts)
-            if not record.current:
-                continue
-            if (record.namespace, Phase.PENDING.value) not in phases:
-                phases.update({(record.namespace, phase.value): 0 for phase in Phase})
-            phases[record.namespace, record.state.phase.value] += 1
+        for record in controller.records():
             ended_ns = record.state.ended_ns
-            if ended_ns is None or now_ns - ended_ns <= SHOWN_AFTER_END_NS:
-                jobs.append(self._sample(record, amounts, per_hour, instance_type))
+            shown = record.current and (ended_ns is None or now_ns - ended_ns <= SHOWN_AFTER_END_NS)
+            if record.current:
+                if (record.namespace, Phase.PENDING.value) not in phases:
+                    phases.update({(record.namespace, phase.value): 0 for phase in Phase})
+                phases[record.namespace, record.state.phase.value] += 1
+            if record.uid not in self._rolled_up:
+                money = self._money(record, until_ns)
+                key = (record.namespace, _label(record, "team"))
+                rollups.setdefault(key, Amounts()).add(money.amounts)
+                if ended_ns is not None:
+                    self._rolled_up.add(record.uid)
+                    self._ended.setdefault(key, Amounts()).add(money.amounts)
+            elif shown:
+                money = self._money(record, until_ns)
+            else:
+                self._told.pop(record.uid, None)
+                self._resting.pop(record.uid, None)
+                continue
+            if shown:
+                jobs.append(self._sample(record, money))
         return Snapshot(
             version=__version__,
             ready=controller.ready,
@@ -116,21 +135,21 @@ class Sampler:
         except StorageError:
             return None
 
-    def _money(self, record: JobRecord, until_ns: int) -> tuple[Amounts, int | None, str]:
-        """Amounts, nano-dollars an hour, and the instance type of the newest machine."""
+    def _money(self, record: JobRecord, until_ns: int) -> _Money:
         holds = record.state.phase.holds_machines
         known = self._resting.get(record.uid)
         if not holds and known is not None and known.attempt == record.state.attempt:
-            return known.amounts, 0, known.instance_type
+            return known
         ledger = Ledger(self._controller.journal.ledger(record.uid) if record.state.attempt else ())
         statement = ledger.statement(until_ns)
         instance_type = statement.segments[-1].instance_type if statement.segments else ""
-        amounts = amounts_of(ledger, until_ns)
+        amounts, per_hour = amounts_of(ledger, until_ns), statement.per_hour_nanodollars
+        money = _Money(record.state.attempt, amounts, per_hour, instance_type)
         if not holds and not ledger.held:
-            self._resting[record.uid] = _Resting(record.state.attempt, amounts, instance_type)
-        return amounts, statement.per_hour_nanodollars, instance_type
+            self._resting[record.uid] = money
+        return money
 
-    def _sample(self, record: JobRecord, amounts: Amounts, per_hour: int | None, instance_type: str) -> JobSample:
+    def _sample(self, record: JobRecord, money: _Money) -> JobSample:
         spec, state, told = record.document["spec"], record.state, self._count(record)
         holds = state.phase.holds_machines
         return JobSample(
@@ -142,10 +161,10 @@ class Sampler:
             queue=str(spec.get("queue", "default")),
             model=str((spec.get("model") or {}).get("source", "")),
             zero_stage=str((spec.get("deepspeed") or {}).get("stage", "")),
-            instance_type=instance_type,
+            instance_type=money.instance_type,
             phase=state.phase.value,
-            amounts=amounts,
-            per_hour=per_hour,
+            amounts=money.amounts,
+            per_hour=money.per_hour,
             steps={"kept": state.step, "lost": int(record.progress.get("steps_redone", 0))},
             samples=record.samples_kept,
             preemptions=told.preemptions,
@@ -176,6 +195,12 @@ def _tally(told: _Told, entry: StoryEntry) -> None:
         told.restarts[entry.reason] += 1
         if TerminationReason(entry.reason).consequence.budget is Budget.PREEMPTION:
             told.preemptions[entry.reason] += 1
+
+
+def _copy(amounts: Amounts) -> Amounts:
+    copy = Amounts()
+    copy.add(amounts)
+    return copy
 
 
 def _label(record: JobRecord, name: str) -> str:

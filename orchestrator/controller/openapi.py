@@ -84,7 +84,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
     schema.pop("$schema", None)
     parts = schema.pop("$defs", {})
     components = document.setdefault("components", {})
-    schemas = {"TrainingJob": schema, "TrainingJobList": _LIST, "Problem": _PROBLEM, **parts}
+    ours = {"TrainingJob": schema, "TrainingJobList": _LIST, "Problem": _PROBLEM, **parts}
+    of_parameters = {
+        name: part for name, part in components.get("schemas", {}).items() if "ValidationError" not in name
+    }
+    schemas = {**of_parameters, **ours}
     components["schemas"] = dict(sorted(schemas.items()))
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     refused = {
