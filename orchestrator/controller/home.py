@@ -56,7 +56,7 @@ class Home:
         """The token, or None when no controller was ever started here."""
         try:
             return self.token_file.read_text(encoding="ascii").strip() or None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StorageError(

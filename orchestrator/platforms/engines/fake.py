@@ -137,12 +137,17 @@ class FakeEngine:
 
 
 def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = None) -> dict[str, Any]:
-    """A worker loop that trains nothing. Loss is 1/step; the step is kept in a file, so that an attempt continues."""
+    """A worker loop that trains nothing. Loss is 1/step; the step is kept in a file, so that an attempt continues.
+
+    Steps follow each other at once, or `PRETEND_SECONDS_PER_STEP` of `spec.runtime.env` apart."""
     clock = clock or SystemClock()
     training = assignment["spec"]["spec"].get("training", {})
     total, batch = training.get("maxSteps") or 10, training.get("globalBatchSize", 32)
     every = assignment["spec"]["spec"].get("checkpoint", {}).get("every", 100)
     every = every if isinstance(every, int) else 100
+    env = {v["name"]: v.get("value") for v in assignment["spec"]["spec"].get("runtime", {}).get("env", [])}
+    seconds_per_step = float(env.get("PRETEND_SECONDS_PER_STEP") or 0)
+    pace = threading.Event()
     kept = Path(assignment["checkpoint_uri"]) / "pretend.json"
     start = json.loads(kept.read_text())["step"] if kept.exists() else 0
     link.send(
@@ -165,6 +170,8 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
     )
     saved = 0
     for step in range(start + 1, total + 1):
+        if seconds_per_step:
+            pace.wait(seconds_per_step)
         now_ns = clock.now_ns()
         link.send(
             {
