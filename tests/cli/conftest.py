@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,15 @@ spec:
 
 REPOSITORY = str(Path(__file__).resolve().parents[2])
 """On PYTHONPATH of every process that a test starts, so that it is this checkout that runs, installed or not."""
+
+
+COMMAND = [sys.executable, "-c", "import sys; from orchestrator.cli.main import entry; sys.exit(entry())"]
+
+
+def process(*argv: str, cwd: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """One command line as a process of its own."""
+    env = {**os.environ, "PYTHONPATH": REPOSITORY, **environ}
+    return subprocess.run([*COMMAND, *argv], cwd=cwd, env=env, capture_output=True, text=True, timeout=100, check=False)
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import JOB, REPOSITORY
+from tests.cli.conftest import COMMAND, JOB, REPOSITORY, process
 from tests.cli.fake_controller import TOKEN, FakeController, resource, serving
-
-COMMAND = [sys.executable, "-c", "import sys; from orchestrator.cli.main import entry; sys.exit(entry())"]
-
-
-def process(*argv: str, cwd: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": REPOSITORY, **environ}
-    return subprocess.run([*COMMAND, *argv], cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 def one_error(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
