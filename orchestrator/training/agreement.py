@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.errors import Reason, WorkerFailed, out_of_memory
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Peers:
         except WorkerFailed as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - raised again below, on all ranks at once; alone it would hang them
-            failure = WorkerFailed(Reason.APPLICATION_ERROR, f"{type(error).__name__}: {error}")
+            failure = out_of_memory(error) or WorkerFailed(Reason.APPLICATION_ERROR, f"{type(error).__name__}: {error}")
             failure.__cause__ = error
         problem = next((found for found in self.gather(failure) if found is not None), None)
         if failure is not None:

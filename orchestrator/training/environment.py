@@ -70,9 +70,9 @@ def forbid_shared_memory_op(deepspeed: Any) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def detect(torch: Any, local_rank: int) -> Hardware:
+def detect(torch: Any, local_rank: int, *, gpu: bool) -> Hardware:
     """What this rank computes on."""
-    if torch.cuda.is_available():
+    if gpu:
         index = local_rank % torch.cuda.device_count()
         return Hardware("cuda", torch.cuda.get_device_name(index), capability=torch.cuda.get_device_capability(index))
     try:

@@ -41,3 +41,18 @@ def data_invalid(message: str, hint: str | None = None) -> WorkerFailed:
 
 def config_invalid(message: str, hint: str | None = None) -> WorkerFailed:
     return WorkerFailed(Reason.CONFIG_INVALID, message, hint)
+
+
+def out_of_memory(error: BaseException) -> WorkerFailed | None:
+    """The failure that stands for an allocation that was refused, by Python, by torch's CPU allocator or by CUDA; else None."""
+    text = str(error)
+    refused = (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text or "CUDA out of memory" in text
+    )
+    if not (refused or isinstance(error, MemoryError)):
+        return None
+    return WorkerFailed(
+        Reason.OUT_OF_MEMORY,
+        f"memory ran out: {text.splitlines()[0] if text else 'no details'}",
+        "lower training.microBatchSize or data.maxLength, raise deepspeed.stage, or use offload",
+    )

@@ -45,7 +45,9 @@ class _Collector:
         """Nothing is buffered."""
 
 
-def document(stage: int, offload: str, model: dict[str, Any], steps: int, batch: int, block: int) -> dict[str, Any]:
+def document(
+    stage: int, offload: str, *, model: dict[str, Any], steps: int, batch: int, block: int, gpus: int = 1
+) -> dict[str, Any]:
     """The job of one run, as a resource document."""
     job = {
         "apiVersion": "orchestrate.dev/v1alpha1",
@@ -61,6 +63,7 @@ def document(stage: int, offload: str, model: dict[str, Any], steps: int, batch:
             },
             "training": {"maxSteps": steps, "globalBatchSize": batch, "learningRate": 3e-4, "warmup": 5},
             "deepspeed": {"stage": stage, "offload": offload},
+            "workers": {"max": 1, "gpus": gpus},
             "checkpoint": {"every": 1_000_000},
         },
     }

@@ -509,9 +509,9 @@ class _Decision:
     norm: float | None = None
 
 
-def compute_device(torch: Any, local_rank: int) -> str:
+def compute_device(torch: Any, local_rank: int, *, gpu: bool) -> str:
     """`cpu`, or `cuda:N` for this rank; the device becomes the current one."""
-    if not torch.cuda.is_available():
+    if not gpu:
         return "cpu"
     index = local_rank % torch.cuda.device_count()
     torch.cuda.set_device(index)

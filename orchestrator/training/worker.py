@@ -6,7 +6,7 @@ that may exist already.
 
 from __future__ import annotations
 
-import os as _os
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from orchestrator.storage.checkpoints import is_full
 from orchestrator.training import environment
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment, read_assignment
-from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.errors import Reason, WorkerFailed, config_invalid, out_of_memory
 from orchestrator.training.hardware import choose_precision
 from orchestrator.training.link import Link
 from orchestrator.training.reporting import Reporter
@@ -51,13 +51,10 @@ def run(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
             ) from error
         raise
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or _is_out_of_memory(error):
-            raise WorkerFailed(
-                Reason.OUT_OF_MEMORY,
-                f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no details'}",
-                "lower training.microBatchSize or data.maxLength, raise deepspeed.stage, or use offload",
-            ) from error
-        raise
+        failure = out_of_memory(error)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
         link.close()
 
@@ -67,24 +64,30 @@ def _run(work: Assignment, reporter: Reporter, rank: int, local_rank: int, world
     with reporter.stage("imports"):
         import torch
 
-        deepspeed = environment.import_deepspeed(environ, cpu=not torch.cuda.is_available())
+        gpu = work.spec.workers.gpus > 0
+        if gpu and not torch.cuda.is_available():
+            raise config_invalid(
+                f"spec.workers.gpus is {work.spec.workers.gpus}, but torch sees no GPU on {socket.gethostname()}",
+                "set it to 0 to train on the CPU, or look at the driver and at torch's build (torch.version.cuda)",
+            )
+        deepspeed = environment.import_deepspeed(environ, cpu=not gpu)
         from orchestrator.training import context, models, trainer
 
         if work.spec.entrypoint is None:
             models.quiet()
     torch.set_num_threads(work.threads)
-    hardware = environment.detect(torch, local_rank)
+    hardware = environment.detect(torch, local_rank, gpu=gpu)
     if work.spec.entrypoint is not None:
         precision, why = "own", "the user's function decides"
     else:
         precision, why = choose_precision(
             work.spec.model.precision if work.spec.model is not None else "Auto", hardware
         )
-    device = trainer.compute_device(torch, local_rank)
+    device = trainer.compute_device(torch, local_rank, gpu=gpu)
     reporter.every(
         "started",
         rank=rank,
-        pid=_os.getpid(),
+        pid=os.getpid(),
         host=socket.gethostname(),
         device=device,
         precision=precision,
@@ -98,10 +101,3 @@ def _run(work: Assignment, reporter: Reporter, rank: int, local_rank: int, world
     if work.spec.entrypoint is not None:
         return context.call(context.Context(work, reporter, peers, torch, local_rank), work.spec.entrypoint.function)
     return trainer.Trainer(work, reporter, peers, torch, deepspeed, precision).run()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return (
-        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text or "out of memory" in text.lower()
-    )

@@ -157,10 +157,10 @@ def free_port() -> int:
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "RANK"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def launch(runs: Sequence[Run], timeout_seconds: float = 100, dies: bool = False) -> Launched:
+def launch(runs: Sequence[Run], timeout_seconds: float = 240, dies: bool = False) -> Launched:
     """Run the plans on their ranks in one set of processes. With `dies`, the rest is killed when the first rank ends."""
     world_size = runs[0].world_size
     plan = runs[0].folder / "plan.json"

@@ -98,7 +98,7 @@ from pathlib import Path
 from orchestrator.training import environment, gpu_smoke
 environment.lone_process_defaults(os.environ, {free_port()})
 small = dict(n_embd=16, n_layer=1, n_head=2, n_positions=32)
-events = gpu_smoke.one_run(Path({str(tmp_path)!r}), 2, "CPU", model=small, steps=4, batch=4, block=32)
+events = gpu_smoke.one_run(Path({str(tmp_path)!r}), 2, "CPU", model=small, steps=4, batch=4, block=32, gpus=0)
 print(gpu_smoke.throughput(events, 1, 32) > 0, flush=True)
 os._exit(0)
 """

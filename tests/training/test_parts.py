@@ -22,7 +22,7 @@ from orchestrator.training import environment, presets
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import read_assignment
 from orchestrator.training.engine import classification_metrics
-from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.errors import Reason, WorkerFailed, out_of_memory
 from orchestrator.training.hardware import Hardware, choose_precision, read_cpu_flags
 from orchestrator.training.link import JournalLink, Wishes, for_people
 from tests.training.gang import environment as child_environment
@@ -206,6 +206,30 @@ def test_a_failure_survives_the_way_between_processes() -> None:
     assert str(again) == "StorageFull: no room; make some"
     with pytest.raises(ValueError, match="Sulky"):
         WorkerFailed("Sulky", "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_refused_memory_is_told_from_other_errors(error: Exception, memory: bool) -> None:
+    """Allocations refused by Python, torch or CUDA are OutOfMemory, alone or agreed on by the ranks; others are not."""
+    found = out_of_memory(error)
+    assert (found is not None and found.reason == "OutOfMemory") is memory
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(WorkerFailed, match="OutOfMemory" if memory else "ApplicationError"):
+        Peers(None, 0, 1, "cpu").settle(work)
 
 
 def test_the_journal_link_writes_lines_and_never_raises(tmp_path: Path) -> None:

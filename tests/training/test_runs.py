@@ -217,6 +217,7 @@ def faulty(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
             ),
             data,
         ),
+        "no gpu": Run(folder / "no gpu", job(workers={"max": 1, "gpus": 2}), data),
         "bad data": Run(folder / "bad data", job(), broken),
         "timed": Run(folder / "timed", job(checkpoint__every="1ms", checkpoint__keep=1), data),
     }
@@ -290,6 +291,14 @@ def test_bad_data_is_told_with_its_line_by_all_ranks(faulty: dict[str, Run], ran
     assert outcome["reason"] == "DataInvalid"
     assert "line 3" in outcome["message"]
     assert run.events("plan") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_gpu_that_is_not_there_is_told(faulty: dict[str, Run], rank: int) -> None:
+    """A job that asks for GPUs where torch sees none ends as ConfigInvalid and does not train on the CPU in silence."""
+    outcome = faulty["no gpu"].outcome(rank)
+    assert outcome["reason"] == "ConfigInvalid"
+    assert "spec.workers.gpus" in outcome["message"]
 
 
 def test_a_cadence_in_time_is_decided_by_rank_0_for_all(faulty: dict[str, Run]) -> None:
