@@ -334,6 +334,11 @@ class Controller:
         }
 
     @property
+    def started_ns(self) -> int:
+        """When this controller came to be; whatever it decides is later."""
+        return self._started_ns
+
+    @property
     def last_commit_ns(self) -> int | None:
         """When the journal last took a commit of this controller."""
         return self._last_commit_ns

@@ -1,6 +1,7 @@
 """Fills the snapshot that `/metrics` renders, from the journal and the records of a controller.
 
-Machine time is counted until the newest commit, or until five seconds ago if that is later. A release is written with the
+Machine time is counted until the newest commit, the start of this controller, or five seconds ago, whichever is the
+latest (so it covers what an earlier controller exported). A release is written with the
 time at which the controller decided on it, a moment before it is durable; a counter that ran up to this instant could
 therefore fall by that moment.
 
@@ -42,6 +43,8 @@ class Observed(Protocol):
     def clock(self) -> Clock: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def started_ns(self) -> int: ...
     @property
     def last_commit_ns(self) -> int | None: ...
     def records(self) -> Sequence[JobRecord]: ...
@@ -92,7 +95,7 @@ class Sampler:
     def _take(self) -> Snapshot:
         controller = self._controller
         now_ns = controller.clock.now_ns()
-        until_ns = max(controller.last_commit_ns or 0, now_ns - LAG_NS)
+        until_ns = max(controller.started_ns, controller.last_commit_ns or 0, now_ns - LAG_NS)
         rollups = {key: _copy(amounts) for key, amounts in self._ended.items()}
         phases: Counter[tuple[str, str]] = Counter()
         jobs: list[JobSample] = []
