@@ -135,12 +135,12 @@ def test_a_hundred_concurrent_submits_with_one_key_make_one_job(served: Served) 
 def test_an_invalid_job_comes_back_with_all_its_problems(served: Served) -> None:
     """The client raises InvalidSpec with every problem, each with its path."""
     bad = document("a")
-    bad["spec"]["wrokers"] = {}
+    bad["spec"]["worker"] = {}
     bad["spec"]["training"]["maxSteps"] = -1
     with pytest.raises(InvalidSpec) as told:
         served.client.submit(bad)
     paths = {problem.path for problem in told.value.problems}
-    assert {"spec.wrokers", "spec.training.maxSteps"} <= paths
+    assert {"spec.worker", "spec.training.maxSteps"} <= paths
     body = json.dumps(in_namespace("a", "default")).encode()
     response, text = served.raw("POST", "/v1/namespaces/other/trainingjobs", body)
     assert response.status == 422
