@@ -13,13 +13,14 @@ import contextlib
 import heapq
 import itertools
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
@@ -71,6 +72,9 @@ class DriverActor:
     def driver_id(self) -> str:
         return self._driver.driver_id
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def start(self, request: RunRequest) -> None:
         self._driver.start(request)
 
@@ -119,9 +123,8 @@ class RayHost:
         self._tasks.put(self._refresh_room)
 
     def adopt(self, uid: str, after: int) -> str | None:
-        try:
-            handle: Any = ray.get_actor(driver_name(uid), namespace=NAMESPACE)
-        except ValueError:
+        handle = _named(uid)
+        if handle is None:
             return None
         try:
             driver_id: str = ray.get(handle.driver_id.remote(), timeout=ADOPT_SECONDS)
@@ -196,15 +199,12 @@ class RayHost:
     def _start(self, request: RunRequest, run_dir: Path) -> None:
         known = self._drivers.get(request.uid)
         if known is None:
+            if request.uid in self._leaving and _named(request.uid) is not None:
+                self._later(LEAVING_SECONDS, lambda: self._start(request, run_dir))
+                return
             try:
                 handle = self._make(request.uid, run_dir)
-            except ValueError:  # the name is taken
-                if request.uid not in self._leaving:
-                    handle = ray.get_actor(driver_name(request.uid), namespace=NAMESPACE)
-                else:
-                    self._later(LEAVING_SECONDS, lambda: self._start(request, run_dir))
-                    return
-            except RayError as error:
+            except (RayError, ValueError) as error:
                 self._deliver(Gone(request.uid, None, f"its driver could not be started: {_first_line(error)}"))
                 return
             self._leaving.discard(request.uid)
@@ -215,7 +215,7 @@ class RayHost:
     def _make(self, uid: str, run_dir: Path) -> Any:
         here = ray.get_runtime_context().get_node_id()
         return (
-            ray.remote(concurrency_groups={"gang": 4, "poll": 2})(DriverActor)
+            cast(Any, ray.remote)(concurrency_groups={"gang": 4, "poll": 4})(DriverActor)  # untyped for threaded actors
             .options(
                 name=driver_name(uid),
                 namespace=NAMESPACE,
@@ -223,6 +223,7 @@ class RayHost:
                 num_cpus=0,
                 max_restarts=0,
                 max_concurrency=4,
+                get_if_exists=True,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
             )
             .remote(str(run_dir))
@@ -297,8 +298,7 @@ class RayHost:
         known = self._drivers.pop(uid, None)
         handle = known.handle if known is not None else handle
         if handle is None:
-            with contextlib.suppress(ValueError):
-                handle = ray.get_actor(driver_name(uid), namespace=NAMESPACE)
+            handle = _named(uid)
         if handle is not None:
             self._leaving.add(uid)
             with contextlib.suppress(RayError):
@@ -317,6 +317,14 @@ class RayHost:
         have = ray.cluster_resources()
         memory = have.get("memory")
         return Room(int(have.get("CPU", 0)), int(have.get("GPU", 0)), None if memory is None else int(memory))
+
+
+def _named(uid: str) -> Any:
+    """The job's driver by its name, or None."""
+    try:
+        return ray.get_actor(driver_name(uid), namespace=NAMESPACE)
+    except ValueError:
+        return None
 
 
 def sweep(uid: str) -> int:

@@ -155,9 +155,9 @@ def end_all(home: Home) -> int:
     `EngineError` when one cannot be ended."""
     import psutil
 
+    processes = find(home)[1]
     count = 0
     for _ in range(ROUNDS):
-        processes = find(home)[1]
         if not processes:
             break
         count = max(count, len(processes))
@@ -167,7 +167,8 @@ def end_all(home: Home) -> int:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, timeout=GONE_SECONDS)
-    else:
+        processes = find(home)[1]
+    if processes:
         numbers = ", ".join(str(process.pid) for process in processes)
         raise EngineError(f"processes of Ray do not end: {numbers}", hint="end them yourself, then try again")
     prefix = Path(folder_prefix(home))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from typing import Any
@@ -17,6 +18,7 @@ class EngineActor:
     """A Ray engine with a mailbox and nothing else."""
 
     def __init__(self) -> None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"
         from orchestrator.platforms.engines.ray_train import RayTrainEngine
 
         self._engine = RayTrainEngine()
