@@ -181,16 +181,19 @@ def _report(error: Exception, context: Context) -> int:
 
 def entry() -> int:
     """The console script: the one place that touches the process's own arguments, environment and streams."""
-    from orchestrator.cli.context import Context
-
     try:
-        cwd = os.getcwd()
-    except FileNotFoundError:
-        cwd = "/"
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # both are text files here
-    return main(sys.argv[1:], Context(os.environ, cwd, sys.stdout, sys.stderr))
+        from orchestrator.cli.context import Context
+
+        try:
+            cwd = os.getcwd()
+        except FileNotFoundError:
+            cwd = "/"
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # both are text files here
+        return main(sys.argv[1:], Context(os.environ, cwd, sys.stdout, sys.stderr))
+    except KeyboardInterrupt:
+        return 130  # before anything was begun, or while the last word was said
 
 
 if __name__ == "__main__":

@@ -115,9 +115,8 @@ def _money(job: JobView, cost: Mapping[str, Any], *, drawn: bool) -> list[str]:
     parts: dict[str, str | None] = {"useful": cost.get("usefulUSD"), "at_risk": cost.get("atRiskUSD")}
     parts |= dict(cost.get("wastedUSD") or {})
     known = {name: parts[name] for name in (*NAMES, *sorted(set(parts) - set(NAMES))) if name in parts}
-    for name, amount in _largest(
-        {name: amount for name, amount in known.items() if name == "useful" or _counts(amount)}
-    ):
+    spent = _counts(total)
+    for name, amount in _largest({n: a for n, a in known.items() if _counts(a) or (n == "useful" and spent)}):
         share = float(Decimal(amount) / Decimal(total)) if amount is not None and total and Decimal(total) else None
         lines.append(_part(NAMES.get(name, name), amount, share, drawn=drawn))
     saved = cost.get("savedUSD")

@@ -68,11 +68,11 @@ def test_validate_as_json(cli: Cli, job_file: Path, tmp_path: Path) -> None:
 
 def test_validate_names_the_line_of_a_missing_file(cli: Cli, job_file: Path, tmp_path: Path) -> None:
     """Data that is not there is told with the line that names it and the nearest file that is."""
-    (tmp_path / "train.csv").rename(tmp_path / "trian.csv")
+    (tmp_path / "train.csv").rename(tmp_path / "trains.csv")
     run = cli("validate", "job.yaml")
     assert run.code == 2
     assert run.err.startswith("job.yaml:8:13: spec.data.train.uri: there is no file")
-    assert "did you mean trian.csv?" in run.err
+    assert "did you mean trains.csv?" in run.err
 
 
 def test_overrides_are_validated_like_the_file(cli: Cli, job_file: Path) -> None:

@@ -162,3 +162,19 @@ def test_a_price_file_is_checked(cli: Cli, tmp_path: Path) -> None:
     for words in ("source", "never", "zero"):
         assert words in run.err
     assert cli("prices", "check", "none.yaml").code == 2
+
+
+def test_a_job_that_never_held_a_machine_has_a_receipt(cli: Cli, controller: FakeController) -> None:
+    """Without a machine there is a total of nothing and no part; that nothing was priced is said."""
+    job = controller.add(resource(phase="Failed", reason="NoCapacity", message="The gang needs 64 CPUs."))
+    job["status"]["cost"] = {
+        "totalUSD": "0.00",
+        "usefulUSD": "0.00",
+        "wastedUSD": {},
+        "priceSources": [],
+        "billed": False,
+    }
+    run = cli("wait", "sentiment", "-o", "receipt", "-q")
+    assert run.code == 7
+    assert run.out.count("$") == 1
+    assert "No machine was held" in run.out

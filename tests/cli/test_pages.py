@@ -44,7 +44,7 @@ def complete(script: str, line: str, tmp_path: Path) -> list[str]:
         ("orchestrate status ", {"sentiment", "other"}),
         ("orchestrate status sen", {"sentiment"}),
         ("orchestrate checkpoint ", {"list", "verify", "now"}),
-        ("orchestrate checkpoint list ot", {"other"}),
+        ("orchestrate checkpoint list oth", {"other"}),
         ("orchestrate list --phase Su", {"Suspended", "Succeeded"}),
         ("orchestrate submit --dr", {"--dry-run"}),
         ("orchestrate submit job", {"job.yaml"}),

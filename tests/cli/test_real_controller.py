@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import COMMAND, JOB, REPOSITORY, process
+from tests.cli.test_start_cost import TRIES, cpu_seconds
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -241,3 +242,13 @@ def test_doctor_is_quick(environ: dict[str, str], tmp_path: Path) -> None:
         took.append(time.monotonic() - start)
     environ["ORCHESTRATE_ENGINE"] = "fake"
     assert min(took) <= 2.0
+
+
+@pytest.mark.parametrize("argv", [("list",), ("status", "sentiment")], ids=" ".join)
+def test_looking_is_cheap_on_this_machine(
+    argv: tuple[str, ...], run: Run, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """`list` and `status` of this machine's own controller take at most 150 ms of processor time, finding it included."""
+    assert run("submit", "job.yaml").returncode == 0
+    variables = {**os.environ, "PYTHONPATH": REPOSITORY, **environ}
+    assert min(cpu_seconds(list(argv), tmp_path, variables) for _ in range(TRIES)) <= 0.150

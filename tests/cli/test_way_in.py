@@ -47,7 +47,13 @@ def test_a_second_word_explains_itself(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("sumbit", "submit"), ("statsu", "status"), ("chekpoint", "checkpoint"), ("lst", "list"), ("log", "logs")],
+    [
+        ("sumbit", "submit"),  # codespell:ignore
+        ("statsu", "status"),
+        ("chekpoint", "checkpoint"),  # codespell:ignore
+        ("lst", "list"),
+        ("log", "logs"),
+    ],  # codespell:ignore
 )
 def test_a_mistyped_verb_is_told_the_right_one(wrong: str, right: str, cli: Cli) -> None:
     """A verb that does not exist ends with exit code 2 and the nearest one that does."""
@@ -64,9 +70,9 @@ def test_a_mistyped_verb_is_told_the_right_one(wrong: str, right: str, cli: Cli)
         (["status", "x", "--wach"], "did you mean --watch?"),
         (["list", "-o", "jsno"], "did you mean json?"),
         (["list", "--phase", "running"], "did you mean Running?"),
-        (["checkpoint", "verfy", "x"], "did you mean verify?"),
+        (["checkpoint", "verfy", "x"], "did you mean verify?"),  # codespell:ignore
         (["checkpoint", "list", "x", "--outptu=json"], "did you mean --output?"),
-        (["server", "sart"], "did you mean start?"),
+        (["server", "sart"], "did you mean start?"),  # codespell:ignore
     ],
     ids=" ".join,
 )
