@@ -53,7 +53,7 @@ def test_a_second_word_explains_itself(cli: Cli) -> None:
         ("chekpoint", "checkpoint"),  # codespell:ignore
         ("lst", "list"),
         ("log", "logs"),
-    ],  # codespell:ignore
+    ],
 )
 def test_a_mistyped_verb_is_told_the_right_one(wrong: str, right: str, cli: Cli) -> None:
     """A verb that does not exist ends with exit code 2 and the nearest one that does."""
