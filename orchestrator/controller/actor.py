@@ -8,7 +8,6 @@ again until it works; whoever started it is told of the first refusal.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -29,6 +28,7 @@ from orchestrator.controller.core import Controller
 from orchestrator.controller.home import Home
 from orchestrator.controller.http_server import OPEN_PATHS, HttpServer, serve_http
 from orchestrator.controller.journal import open_journal
+from orchestrator.controller.local import write_server_file
 from orchestrator.controller.ray_host import NAMESPACE, RayHost
 from orchestrator.controller.ray_processes import MARK
 from orchestrator.controller.settings import Settings
@@ -189,14 +189,6 @@ def create(settings: Settings, ray_facts: Mapping[str, str]) -> Any:
         )
         .remote(settings, dict(ray_facts))
     )
-
-
-def write_server_file(home: Home, facts: Mapping[str, Any]) -> None:
-    """Replace server.json as a whole (0600)."""
-    aside = home.path / f"server.{os.getpid()}"
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-        json.dump(facts, out, indent=1)
-    aside.replace(home.server_file)
 
 
 def _stop_all(home: Home) -> None:

@@ -46,7 +46,6 @@ from orchestrator.controller.http_server import (
 from orchestrator.controller.journal.base import JobRecord, Journal
 from orchestrator.controller.logfiles import LogFollower, LogLine
 from orchestrator.controller.metrics import Sampler
-from orchestrator.controller.redaction import Redactor
 from orchestrator.controller.views import cost_document, segment_documents
 from orchestrator.domain.clock import Clock, to_rfc3339
 from orchestrator.domain.errors import (
@@ -278,7 +277,7 @@ def _serve_jobs(app: FastAPI, controller: Controller) -> None:
         document = _submitted_document(body, namespace)
         key = request.headers.get("idempotency-key")
         answer = await run_in_threadpool(controller.submit, document, key, rerun)
-        resource = await run_in_threadpool(_view, controller, answer.record)
+        resource = await run_in_threadpool(controller.view, answer.record)
         response = _json(resource, 201 if answer.result == "created" else 200)
         response.headers["Orchestrate-Result"] = answer.result
         return response
@@ -324,11 +323,11 @@ def _serve_jobs(app: FastAPI, controller: Controller) -> None:
             changes: Changes = request.app.state.changes
             await changes.wait(after_version, wait_seconds)
             record = controller.job(namespace, name)
-        return _json(await run_in_threadpool(_view, controller, record))
+        return _json(await run_in_threadpool(controller.view, record))
 
     def ask(verb: str) -> Callable[[str, str], Response]:
         def route(namespace: str, name: str) -> Response:
-            return _json(_view(controller, controller.request(namespace, name, verb)), 202)
+            return _json(controller.view(controller.request(namespace, name, verb)), 202)
 
         route.__name__ = verb
         route.__doc__ = f"Ask the job to {verb}; it is journaled when this answers."
@@ -363,7 +362,7 @@ def _serve_details(app: FastAPI, controller: Controller) -> None:
             }
             for number, entry in controller.journal.story(record.uid, after, limit)
         ]
-        return _json({"items": Redactor(record.document).clean(items)})
+        return _json({"items": items})
 
     @app.get(f"{job_path}/steps", tags=["details"])
     def steps(
@@ -421,9 +420,8 @@ def _serve_logs(app: FastAPI, controller: Controller) -> None:
         `{"rank", "line"}` each, and `event: end` when no more will come."""
         record = controller.job(namespace, name)
         reader = LogFollower(controller.home.run_dir(record.uid) / "logs", rank, tail)
-        redactor = Redactor(record.document)
         if not follow and "text/event-stream" not in request.headers.get("accept", ""):
-            return StreamingResponse(_as_text(reader, redactor, rank), media_type="text/plain; charset=utf-8")
+            return StreamingResponse(_as_text(reader, rank), media_type="text/plain; charset=utf-8")
         closing: threading.Event = request.app.state.closing
 
         def over() -> str | None:
@@ -441,19 +439,19 @@ def _serve_logs(app: FastAPI, controller: Controller) -> None:
             return f"the job is {now.state.phase}" if now.state.phase.ended else None
 
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        stream = _as_events(reader, redactor, over)
+        stream = _as_events(reader, over)
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
 
-async def _as_text(reader: LogFollower, redactor: Redactor, rank: str) -> AsyncIterator[str]:
+async def _as_text(reader: LogFollower, rank: str) -> AsyncIterator[str]:
     prefixed = rank == "all"
     while lines := await run_in_threadpool(reader.rest):
-        yield "".join(f"{'' if not prefixed else f'[{one.rank}] '}{redactor.text(one.line)}\n" for one in lines)
+        yield "".join(f"{'' if not prefixed else f'[{one.rank}] '}{one.line}\n" for one in lines)
 
 
-async def _as_events(reader: LogFollower, redactor: Redactor, over: Callable[[], str | None]) -> AsyncIterator[str]:
+async def _as_events(reader: LogFollower, over: Callable[[], str | None]) -> AsyncIterator[str]:
     def event(line: LogLine) -> str:
-        return f"data: {json.dumps({'rank': line.rank, 'line': redactor.text(line.line)})}\n\n"
+        return f"data: {json.dumps({'rank': line.rank, 'line': line.line})}\n\n"
 
     quiet_seconds = 0.0
     yield ": the log of a job\n\n"
@@ -506,10 +504,6 @@ def _submitted_document(body: bytes, namespace: str) -> dict[str, Any]:
     return {**document, "metadata": {**metadata, "namespace": namespace}}
 
 
-def _view(controller: Controller, record: JobRecord) -> Any:
-    return Redactor(record.document).clean(controller.view(record))
-
-
 class Texts:
     """Jobs as JSON, for lists. A job that has ended changes no more, so its text is kept but for the version that it is
     read at. Each job is written by itself, so that the dictionaries of one are gone before those of the next are made:
@@ -526,7 +520,7 @@ class Texts:
     def of(self, record: JobRecord, version: int) -> str:
         kept = self._kept.get(record.uid)
         if kept is None or kept[0] is not record:
-            document = _view(self._controller, record)
+            document = self._controller.view(record)
             if not record.state.phase.ended:
                 return _text(document)
             marked = {**document, "metadata": {**document["metadata"], "resourceVersion": self._mark}}

@@ -20,10 +20,11 @@ from typing import Any
 
 from orchestrator.controller import ray_processes
 from orchestrator.controller.home import Home
+from orchestrator.controller.local import read_server_file
 from orchestrator.controller.ray_processes import RayInstance
 from orchestrator.controller.settings import Settings, resolve
 from orchestrator.domain.clock import SystemClock, seconds_between
-from orchestrator.domain.errors import EngineError, OrchestrateError, PlatformError
+from orchestrator.domain.errors import EngineError, OrchestrateError, PlatformError, WrongServer
 
 CONTROLLER_SECONDS = 60.0
 
@@ -37,6 +38,7 @@ def boot(settings: Settings, environ: Mapping[str, str]) -> str:
     os.environ.update(ray_processes.connection(home))  # noqa: TID251 - the edge: ray reads these when it is imported
     instance, processes = ray_processes.find(home)
     if instance is not None:
+        _same_version(home)
         _say(f"Ray is up at {instance.address}; looking for its controller ...")
         with contextlib.suppress(OrchestrateError):
             return _start_controller(settings, home, instance)
@@ -53,6 +55,17 @@ def boot(settings: Settings, environ: Mapping[str, str]) -> str:
     except BaseException:
         ray_processes.end_all(home)
         raise
+
+
+def _same_version(home: Home) -> None:
+    """Refuse to join a Ray of another version: it would not understand us, and its jobs may be running."""
+    there = (read_server_file(home) or {}).get("ray", {}).get("version")
+    here = importlib.metadata.version("ray")
+    if there not in (None, here):
+        raise WrongServer(
+            f"the Ray of {home.path} is version {there}, and this environment has {here}",
+            hint="use the environment that started it, or end it with `orchestrate server stop` (jobs continue afterwards)",
+        )
 
 
 def _import_meanwhile() -> None:

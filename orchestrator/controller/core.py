@@ -38,6 +38,7 @@ from orchestrator.controller.home import Home
 from orchestrator.controller.hosts import DriverHost, Gone, Heard
 from orchestrator.controller.journal.base import SCHEMA_VERSION, JobRecord, Journal
 from orchestrator.controller.queueing import Need, look
+from orchestrator.controller.secrecy import cut_out, keep, put_back, recall
 from orchestrator.controller.turn import Book, Turn
 from orchestrator.controller.views import cost_document, resource, world_size
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, to_rfc3339
@@ -389,12 +390,13 @@ class Controller:
             self._lose_patience(turn)
             self._look_at_the_queue(turn)
             turn.settle_costs(lambda record, ledger: cost_document(ledger.statement(turn.now_ns), record.samples_kept))
-        except InternalError as error:
+        except Exception as error:  # the edge of the decisions: a defect in one item must not end all jobs
             self._forget_ledgers(turn)
             if len(items) > 1:
                 return [left for item in items for left in self._take_turn([item])]
-            log.exception("a defect: %s", error)
-            _refuse(items, error)
+            log.exception("a defect; %r is dropped", items)
+            told = error if isinstance(error, OrchestrateError) else InternalError(f"{type(error).__name__}: {error}")
+            _refuse(items, told)
             return []
         try:
             if turn.commit or not self._healthy:  # an empty commit finds out whether the store is back
@@ -473,22 +475,30 @@ class Controller:
             hint = "submit with --rerun to run it again from the start, or choose another metadata.name"
             turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint=hint)))
             return
-        if before is not None:
-            turn.put(replace(before, current=False))
         spec = item.document["spec"]
         event = Submitted(turn.now_ns, spec["workers"]["max"], suspended=spec.get("suspend", False))
         decision = transition(None, event, Limits())
+        uid = str(uuid.uuid4())
+        shown, secrets = cut_out(item.document)
+        if secrets:
+            try:
+                keep(self.home.secrets_file(uid), secrets)
+            except StorageError as error:
+                turn.replies.append(partial(item.answer.set_exception, error))
+                return
         record = JobRecord(
-            uid=str(uuid.uuid4()),
+            uid=uid,
             namespace=namespace,
             name=name,
             digest=item.digest,
-            document=item.document,
+            document=shown,
             working_dir=spec.get("runtime", {}).get("workingDir", ""),
             state=decision.state,
             created_ns=turn.now_ns,
             idempotency_key=item.key,
         )
+        if before is not None:
+            turn.put(replace(before, current=False))
         turn.put(record)
         if decision.entry is not None:
             turn.tell(record.uid, decision.entry)
@@ -643,13 +653,18 @@ class Controller:
         self._delayed = [entry for entry in self._delayed if entry[0] > now_ns]
         for _, uid, attempt in due:
             record = turn.get(uid)
-            if record is not None and record.state.phase.holds_machines and record.state.attempt == attempt:
+            if record is None or not record.state.phase.holds_machines or record.state.attempt != attempt:
+                continue
+            try:
                 request = self._request_of(record)
-                run_dir = self.home.run_dir(uid)
-                turn.actions.append(partial(self._host.start, request, run_dir))
+            except StorageError as error:
+                self._apply(turn, uid, AttemptEnded(turn.now_ns, attempt, "StorageFailed", str(error), 0))
+            else:
+                turn.actions.append(partial(self._host.start, request, self.home.run_dir(uid)))
 
     def _request_of(self, record: JobRecord) -> RunRequest:
-        spec = record.document["spec"]
+        document = put_back(record.document, recall(self.home.secrets_file(record.uid)))
+        spec = document["spec"]
         workers, runtime = spec["workers"], spec.get("runtime", {})
         run_dir = self.home.run_dir(record.uid)
         uri = spec.get("checkpoint", {}).get("uri")
@@ -657,7 +672,7 @@ class Controller:
         cpus = int(workers["cpus"])
         assignment = {
             "job": {"namespace": record.namespace, "name": record.name, "uid": record.uid},
-            "spec": dict(record.document),
+            "spec": dict(document),
             "attempt": record.state.attempt,
             "workers": record.state.workers,
             "world_size": world_size(record.document),

@@ -5,7 +5,8 @@ The controller pulls (`updates`) and acknowledges; the driver never calls the co
 come back while the workers keep stepping, and nothing that was heard is lost in between. Every update has a number;
 `driver_id` tells one incarnation of the driver from the next.
 
-Log lines do not go through the controller: the driver appends them to the job's folder, where `logs` reads them.
+Log lines do not go through the controller: the driver appends them to the job's folder, where `logs` reads them. Secret
+variables of the job are struck out of everything that is heard, before it is kept anywhere.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.controller.secrecy import Redactor
 from orchestrator.domain.clock import Clock
 from orchestrator.domain.errors import OrchestrateError
 from orchestrator.platforms.engines.base import Engine, Events, Outcome, RunRequest, WishBoard
@@ -103,13 +105,18 @@ class Driver:
     def _run(self, request: RunRequest, wishes: WishBoard, before: threading.Thread | None) -> None:
         if before is not None:
             before.join()
+        redactor = Redactor.of(request.env)
+
+        def heard(events: Events) -> None:
+            self._heard(request.attempt, redactor.clean(events))
+
         try:
-            outcome = self._engine.run(request, lambda events: self._heard(request.attempt, events), wishes)
+            outcome = self._engine.run(request, heard, wishes)
         except OrchestrateError as error:
             outcome = Outcome("EngineLost", str(error))
         except Exception as error:  # noqa: BLE001 - the driver's edge: whatever an engine raises ends the attempt, told
             trace = "".join(traceback.format_exception(error))
-            self._write_log("driver", request.attempt, trace.splitlines())
+            self._write_log("driver", request.attempt, redactor.text(trace).splitlines())
             outcome = Outcome("EngineLost", f"{type(error).__name__}: {error}")
         ended = {
             "kind": "ended",
@@ -118,7 +125,7 @@ class Driver:
             "result": dict(outcome.result) if outcome.result is not None else None,
             "at_ns": self._clock.now_ns(),
         }
-        self._heard(request.attempt, [ended])
+        heard([ended])
 
     def _heard(self, attempt: int, events: Events) -> None:
         kept: list[Mapping[str, Any]] = []

@@ -100,6 +100,7 @@ def _stage(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
 def _restored(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     for refused in event.get("refused", ()):
         _say(found, at_ns, "CheckpointRefused", "CheckpointRefused", f"{refused['uri']}: {refused['why']}")
+    _progress(found, step=int(event["step"]))
     found.events.append(CheckpointRestored(at_ns, attempt, int(event["step"]), event.get("uri")))
 
 

@@ -6,6 +6,7 @@ lock            held while a controller is being started or stopped
 journal.sqlite  the journal
 controller.log  what the controller says
 ray/            Ray's own token
+secrets/<uid>   secret variables of a job (0600)
 jobs/<uid>/     logs/, checkpoints/ and model/ of a job
 """
 
@@ -33,6 +34,9 @@ class Home:
 
     def run_dir(self, uid: str) -> Path:
         return self.jobs / uid
+
+    def secrets_file(self, uid: str) -> Path:
+        return self.path / "secrets" / uid
 
     def checkpoint_uri(self, uid: str, name: str, uri: str | None) -> str:
         """Where the checkpoints of a job lie; `uri` is its `spec.checkpoint.uri`, which several jobs may share."""

@@ -96,6 +96,7 @@ class LocalHost:
         self._closed = False
         self._drivers: dict[str, Driver] = {}
         self._delivered: dict[str, int] = {}
+        self._acknowledged: dict[str, int] = {}
         self._thread: threading.Thread | None = None
 
     def begin(self, deliver: Deliver) -> None:
@@ -110,7 +111,7 @@ class LocalHost:
             driver = self._drivers.get(request.uid)
             if driver is None:
                 driver = self._drivers[request.uid] = Driver(self._make_engine(), self._clock, run_dir, self._wake.set)
-                self._delivered[request.uid] = 0
+                self._delivered[request.uid] = self._acknowledged[request.uid] = 0
         driver.start(request)
 
     def wish_checkpoint(self, uid: str, attempt: int) -> None:
@@ -126,12 +127,17 @@ class LocalHost:
             driver.kill(attempt)
 
     def acknowledge(self, uid: str, driver_id: str, seq: int) -> None:
-        """Nothing to do: what was delivered within this process cannot get lost on the way."""
+        """Only now is this driver asked for more, so that one that talks fast cannot flood the inbox."""
+        with self._lock:
+            if uid in self._acknowledged:
+                self._acknowledged[uid] = seq
+        self._wake.set()
 
     def release(self, uid: str) -> None:
         with self._lock:
             self._drivers.pop(uid, None)
             self._delivered.pop(uid, None)
+            self._acknowledged.pop(uid, None)
 
     def room(self) -> Room:
         return self._room
@@ -161,8 +167,11 @@ class LocalHost:
                         if uid in self._delivered:
                             self._delivered[uid] = updates[-1].seq
                     deliver(Heard(uid, driver.driver_id, tuple(updates)))
-                    self._wake.set()
 
     def _snapshot(self) -> list[tuple[str, Driver, int]]:
         with self._lock:
-            return [(uid, driver, self._delivered[uid]) for uid, driver in self._drivers.items()]
+            return [
+                (uid, driver, self._delivered[uid])
+                for uid, driver in self._drivers.items()
+                if self._acknowledged[uid] == self._delivered[uid]
+            ]

@@ -148,6 +148,14 @@ def read_server_file(home: Home) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and {"url", "pid", "engine"} <= facts.keys() else None
 
 
+def write_server_file(home: Home, facts: Mapping[str, Any]) -> None:
+    """Replace server.json as a whole (0600)."""
+    aside = home.path / f"server.{os.getpid()}"
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+        json.dump(facts, out, indent=1)
+    aside.replace(home.server_file)
+
+
 # --- is it there?
 
 
@@ -329,20 +337,13 @@ def _start_plain(settings: Settings, say: Say, environ: Mapping[str, str], lock:
             last = next((line for line in reversed(told) if line.strip()), f"exit status {child.returncode}")
             raise PlatformError(f"the controller did not start: {last.removeprefix('orchestrate: error: ')}")
         facts = {"url": message["url"], "pid": child.pid, "engine": settings.engine, "home": str(home.path)}
-        _write_server_file(home, facts)
+        write_server_file(home, facts)
     except BaseException:
         child.kill()
         child.wait()
         raise
     child.returncode = 0  # it goes on without us; nobody waits for it
     return str(message["url"])
-
-
-def _write_server_file(home: Home, facts: Mapping[str, Any]) -> None:
-    aside = home.path / f"server.{os.getpid()}"
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-        json.dump(facts, out, indent=1)
-    aside.replace(home.server_file)
 
 
 # --- stopping

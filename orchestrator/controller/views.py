@@ -74,7 +74,7 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
             "draining": 0,
             "ranks": _ranks(record),
         },
-        "progress": _progress(state, progress),
+        "progress": _progress(state, progress, record.samples_kept),
         "checkpoint": {"last": _checkpoint(state), "count": progress.get("checkpoints", 0)},
         "restarts": {"application": state.application_restarts, "preemption": state.preemption_restarts},
         "cost": dict(cost) if cost is not None else None,
@@ -116,7 +116,7 @@ def _ranks(record: JobRecord) -> list[dict[str, Any]]:
     return [{"rank": int(rank), **ready[rank]} for rank in sorted(ready, key=int)]
 
 
-def _progress(state: JobState, progress: Mapping[str, Any]) -> dict[str, Any]:
+def _progress(state: JobState, progress: Mapping[str, Any], samples_kept: int) -> dict[str, Any]:
     step, total = progress.get("step", 0), progress.get("total_steps")
     seconds = progress.get("seconds_per_step")
     left = None if total is None else max(0, total - step)
@@ -130,6 +130,7 @@ def _progress(state: JobState, progress: Mapping[str, Any]) -> dict[str, Any]:
         "loss": progress.get("loss"),
         "learningRate": progress.get("lr"),
         "metrics": progress.get("metrics", {}),
+        "samples": samples_kept,
         "samplesPerSecond": progress.get("samples_per_second") if running else None,
     }
 

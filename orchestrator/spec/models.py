@@ -256,7 +256,7 @@ class Data(Part):
         default=None, description="The labels in their fixed order; null means those found in train, sorted."
     )
     limit: Limit = Field(default_factory=Limit, description="At most so many rows of each split.")
-    seed: Seed = Field(default=0, description="Seed of the splits and of the order of samples.")
+    seed: Seed = Field(default=0, description="Seed of the splits.")
 
     @model_validator(mode="before")
     @classmethod
@@ -543,18 +543,15 @@ class TrainingJobSpec(Part):
         default=None, description="Time within which the job must have started; null waits for ever."
     )
     ttl_after_finished: Duration | None = Field(
-        default=None, description="Time after the end when the job's record is removed; null keeps it."
+        default=None,
+        description="Time after the end when the job's record is removed; null keeps it.",
+        json_schema_extra=_planned("removal of ended jobs"),
     )
 
     @property
     def start_deadline_ns(self) -> int | None:
         """`startDeadline` in nanoseconds; None waits for ever."""
         return None if self.start_deadline is None else parse_duration_ns(self.start_deadline)
-
-    @property
-    def ttl_after_finished_ns(self) -> int | None:
-        """`ttlAfterFinished` in nanoseconds; None keeps the record."""
-        return None if self.ttl_after_finished is None else parse_duration_ns(self.ttl_after_finished)
 
 
 class TrainingJob(Part):

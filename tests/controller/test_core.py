@@ -241,3 +241,18 @@ def test_a_late_start_deadline_ends_the_wait(make_world: Callable[..., World]) -
     assert record.state.reason == "StartDeadlineExceeded"
     GATES["holder"].open(1)
     world.until_phase("holder", Phase.SUCCEEDED)
+
+
+def test_a_secret_reaches_only_the_workers(make_world: Callable[..., World]) -> None:
+    """A secret variable reaches the worker loop, and neither journal, story, logs nor the resource hold its value."""
+    world = make_world(worker_loop="tests.controller.world:telling")
+    world.submit("secretive", workers={"max": 1}, runtime={"env": [{"name": "HUB_TOKEN", "value": "hush-hush-42"}]})
+    record = world.until_phase("secretive", Phase.FAILED)
+    assert "*** was refused" in record.state.message
+    log = world.home.run_dir(record.uid) / "logs" / "rank-0.log"
+    assert "logging in with ***" in log.read_text()
+    kept = world.home.secrets_file(record.uid)
+    assert kept.stat().st_mode & 0o077 == 0
+    for file in world.home.path.rglob("*"):
+        if file.is_file() and file != kept:
+            assert b"hush" not in file.read_bytes(), file

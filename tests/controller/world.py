@@ -68,6 +68,13 @@ def broken(assignment: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
     raise ValueError("the user's code divides by zero")
 
 
+def telling(assignment: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
+    """A worker loop that prints its token and fails with it."""
+    env = {variable["name"]: variable["value"] for variable in assignment["spec"]["spec"]["runtime"]["env"]}
+    link.send({"kind": "log", "rank": link.rank, "lines": [f"logging in with {env['HUB_TOKEN']}"]})
+    raise ValueError(f"{env['HUB_TOKEN']} was refused")
+
+
 def document(name: str, steps: int = 10, **spec: Any) -> dict[str, Any]:
     """A job file's document; `spec` overrides top-level fields of the spec."""
     return {

@@ -61,14 +61,12 @@ def test_one_bound_of_workers_gives_the_other(given: str, expected: tuple[int, i
 
 def test_quantities_beside_their_texts() -> None:
     """Durations and sizes stay as written, and the models give them as numbers."""
-    text = (
-        JOB + "  workers: {memory: 1.5Gi}\n  checkpoint: {every: 1h30m}\n  startDeadline: 90s\n  ttlAfterFinished: 2d\n"
-    )
+    text = JOB + "  workers: {memory: 1.5Gi}\n  checkpoint: {every: 1h30m}\n  startDeadline: 90s\n"
     spec = parse_text(text).spec
     assert spec.workers.memory == "1.5Gi"
     assert spec.workers.memory_bytes == 1_610_612_736
     assert (spec.checkpoint.every_steps, spec.checkpoint.every_ns) == (None, 5_400 * 10**9)
-    assert (spec.start_deadline_ns, spec.ttl_after_finished_ns) == (90 * 10**9, 172_800 * 10**9)
+    assert spec.start_deadline_ns == 90 * 10**9
     assert parse_text(JOB).spec.checkpoint.every_steps == 100
 
 
