@@ -465,11 +465,13 @@ def _exchange_with(mailbox: Any, uid: str, attempt: int, rank: int) -> Exchange:
 
 
 def _exit_of(error: RayActorError) -> str:
-    """What Ray knows of a dead worker: its own sentence about the exit, else the first line."""
+    """What Ray knows of a dead worker's exit, in short: its own text goes on for a page about what might have been."""
     for line in str(error).splitlines():
         _, found, detail = line.partition("Worker exit detail:")
+        if found and "connection error" in detail:
+            return "it crashed, or was killed (by the kernel when memory ran out, for instance)"
         if found:
-            return detail.strip().partition(" There are some potential root causes")[0]
+            return detail.strip().partition(". ")[0]
     return _first_line(error)
 
 
