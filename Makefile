@@ -86,6 +86,29 @@ check-spelling: $(STAMP)
 	$(BIN)/codespell
 check-claims: $(STAMP)
 	$(BIN)/interrogate --quiet tests || $(BIN)/interrogate -vv --omit-covered-files tests
+PAGES := docs/job-reference.md=spec docs/metrics.md=telemetry docs/cli.md=cli
+check-generated: $(STAMP)
+	@for page in $(PAGES); do \
+	  COLUMNS=120 $(BIN)/python -m orchestrator.$${page#*=}.reference | diff -u $${page%=*} - \
+	    || { echo "$${page%=*} is not what the code says: make generate"; exit 1; }; \
+	done
+
+generate: $(STAMP) ## Write the generated pages and the golden schema anew
+	@for page in $(PAGES); do COLUMNS=120 $(BIN)/python -m orchestrator.$${page#*=}.reference > $${page%=*}; done
+	$(BIN)/orchestrate schema > tests/golden/schema.json
+
+format: $(STAMP)
+	$(BIN)/ruff format --check .
+check-lint: $(STAMP)
+	$(BIN)/ruff check .
+check-types: $(STAMP)
+	$(BIN)/mypy
+check-imports: $(STAMP)
+	$(BIN)/lint-imports
+check-spelling: $(STAMP)
+	$(BIN)/codespell
+check-claims: $(STAMP)
+	$(BIN)/interrogate --quiet tests || $(BIN)/interrogate -vv --omit-covered-files tests
 check-generated: $(STAMP)
 	$(BIN)/python -m orchestrator.spec.reference | diff -u docs/job-reference.md - \
 	  || { echo "docs/job-reference.md is not what the models say: make generate"; exit 1; }
@@ -106,7 +129,7 @@ bench-%: $(DEMO_STAMP) ## One benchmark: make bench-NAME runs benchmarks/NAME.py
 	$(BIN)/python benchmarks/$*.py
 
 gpu-smoke: $(DEMO_STAMP) ## One GPU, bf16, ZeRO-2 and 3 with offload; says so and passes where there is no GPU
-	$(BIN)/python benchmarks/gpu_smoke.py
+	$(BIN)/python -m orchestrator.training.gpu_smoke
 
 # --- away with it ------------------------------------------------------------
 .PHONY: clean

@@ -1,6 +1,6 @@
 """From submit to the first step, next to bare torchrun: `make bench-start`.
 
-Rounds of three: torchrun on benchmarks/bare.py; `orchestrate submit` with nothing running (cold: Ray and the controller
+Rounds of three: torchrun on benchmarks/_bare.py; `orchestrate submit` with nothing running (cold: Ray and the controller
 are started); `orchestrate submit` again (warm). Each time is from the start of the command to the end of the first step.
 Where our time goes is taken from the job's own story and stages.
 

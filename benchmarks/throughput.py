@@ -1,6 +1,6 @@
 """Step throughput next to bare torchrun and DeepSpeed, with the same model and data: `make bench-throughput`.
 
-Pairs, one after the other: the bare script (benchmarks/bare.py) under torchrun, then the same job through
+Pairs, one after the other: the bare script (benchmarks/_bare.py) under torchrun, then the same job through
 `orchestrate submit` on a controller that is up already. One worker with one thread, so that a core stays free. A run's
 throughput is that of its steps after the first ten. `--workers 2` reports the same for two workers.
 
@@ -46,7 +46,7 @@ def run_bare(job: Path, workers: int, environ: Mapping[str, str]) -> dict[str, A
             str(PROGRAMS / "torchrun"),
             "--nproc_per_node",
             str(workers),
-            str(REPOSITORY / "benchmarks" / "bare.py"),
+            str(REPOSITORY / "benchmarks" / "_bare.py"),
             str(job),
         ],
         env={**environ, "OMP_NUM_THREADS": "1"},

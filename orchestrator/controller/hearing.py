@@ -121,6 +121,8 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     if state.phase is Phase.RUNNING:
         found.record = replace(found.record, state=state.at_step(step))
     rate = _rate(record.progress, attempt, samples, at_ns)
+    if "metrics" in event:
+        _progress(found, metrics={**record.progress.get("metrics", {}), "train": event["metrics"]})
     _progress(
         found, steps_redone=redone, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate
     )

@@ -135,9 +135,8 @@ class Context:
             samples=int(summed[1]),
             samples_seen=self.samples_seen,
             seconds=seconds_between(self._reported_ns, now),
+            **({"metrics": self.metrics} if self.metrics else {}),
         )
-        if self.metrics:
-            self._reporter.first("evaluation", step=step, split="train", metrics=self.metrics)
         self._reported_ns = now
 
     def save(self, state: Mapping[str, Any]) -> None:

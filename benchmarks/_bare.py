@@ -1,6 +1,6 @@
 """The rival of `throughput` and `start`: bare torchrun and DeepSpeed on the model and data of a job file.
 
-    torchrun --nproc_per_node 1 benchmarks/bare.py job.yaml
+    torchrun --nproc_per_node 1 benchmarks/_bare.py job.yaml
 
 A training script as one would write it by hand: no orchestrator around it, no checkpoints, no report but the time of each
 step, printed at the end as one JSON line. The data is read, and the batches are cut, by the same functions as in the
