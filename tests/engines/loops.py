@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping
@@ -146,3 +147,10 @@ def keep_running(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
     folder = Path(assignment["run_dir"])
     (folder / f"pid-{rank_of(link)}").write_text(json.dumps(os.getpid()))
     return wait_for_stop(assignment, link)
+
+
+def hang_with_child(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
+    """Every rank starts a process of its own, as a data loader does, tells its number, and hangs."""
+    child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait(300)"])
+    link.send({"kind": "child", "rank": rank_of(link), "pid": child.pid})
+    return hang(assignment, link)

@@ -212,6 +212,19 @@ def test_a_killed_worker_is_a_lost_worker(process_engine: Engine, begin: Callabl
     assert all(gone(pid) for pid in pids.values())
 
 
+def test_what_a_killed_worker_had_started_ends_with_it(process_engine: Engine, begin: Callable[..., Attempt]) -> None:
+    """Processes that the worker loop started itself do not outlive the gang, also when their parent was killed."""
+    attempt = begin(process_engine, "hang_with_child")
+    pids = attempt.until_all_wait()
+    children = [event["pid"] for event in attempt.of_kind("child")]
+    os.kill(pids[1], 9)
+    assert attempt.outcome().reason == "WorkerLost"
+    end = time.monotonic() + 20
+    while not all(gone(pid) for pid in children) and time.monotonic() < end:
+        threading.Event().wait(0.1)
+    assert all(gone(pid) for pid in children)
+
+
 def test_the_dead_worker_is_the_cause_not_the_rank_that_missed_it(
     process_engine: Engine, begin: Callable[..., Attempt]
 ) -> None:
