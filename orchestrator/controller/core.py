@@ -331,7 +331,9 @@ class Controller:
             "home": str(self.home.path),
             "epoch": self._epoch,
             "jobs": len(self._book.records),
-            "activeJobs": len(self._book.active),
+            "activeJobs": sum(
+                self._book.records[uid].state.phase is not Phase.SUSPENDED for uid in list(self._book.active)
+            ),
         }
 
     @property
