@@ -19,7 +19,7 @@ from datetime import date
 from typing import Any
 
 from orchestrator.domain.errors import InvalidSpec, Problem
-from orchestrator.domain.money import parse_dollars
+from orchestrator.domain.money import Nanodollars, parse_dollars, to_decimal_string
 from orchestrator.domain.offerings import CapacityType, Offering
 
 
@@ -48,6 +48,33 @@ class PriceBook:
     local: str | None
     billing: Billing
     offers: tuple[Offer, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """The book as the API and the command line show it; an unknown price is null."""
+
+        def dollars(price: int | None) -> str | None:
+            return to_decimal_string(None if price is None else Nanodollars(price))
+
+        return {
+            "source": self.source,
+            "date": self.as_of,
+            "billed": self.billed,
+            "local": self.local,
+            "billing": {
+                "granularitySeconds": self.billing.granularity_seconds,
+                "minimumSeconds": self.billing.minimum_seconds,
+            },
+            "offers": [
+                {
+                    "instanceType": offer.instance_type,
+                    "zone": offer.zone,
+                    "gpus": offer.gpus,
+                    "onDemandUSD": dollars(offer.on_demand_nanodollars_per_hour),
+                    "spotUSD": dollars(offer.spot_nanodollars_per_hour),
+                }
+                for offer in self.offers
+            ],
+        }
 
     def local_offering(self) -> Offering:
         """What one worker on this machine is priced as; of unknown price when the file does not say."""

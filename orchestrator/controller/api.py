@@ -21,7 +21,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,9 +30,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from orchestrator.accounting import PriceBook, Statement
 from orchestrator.controller import openapi
-from orchestrator.controller.home import Home
+from orchestrator.controller.core import Controller
 from orchestrator.controller.http_server import (
     API,
     MAX_BODY_BYTES,
@@ -43,11 +42,11 @@ from orchestrator.controller.http_server import (
     serve_http,
     too_large,
 )
-from orchestrator.controller.journal.base import JobRecord, Journal
+from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.logfiles import LogFollower, LogLine
 from orchestrator.controller.metrics import Sampler
 from orchestrator.controller.views import cost_document, segment_documents
-from orchestrator.domain.clock import Clock, to_rfc3339
+from orchestrator.domain.clock import to_rfc3339
 from orchestrator.domain.errors import (
     ControllerUnreachable,
     InvalidSpec,
@@ -56,7 +55,6 @@ from orchestrator.domain.errors import (
     Problem,
     UsageError,
 )
-from orchestrator.domain.money import Nanodollars, to_decimal_string
 from orchestrator.lifecycle import Phase
 from orchestrator.storage import Listed, list_checkpoints, verify
 from orchestrator.telemetry import render
@@ -73,41 +71,6 @@ MAX_KEPT_TEXTS = 2_000
 """Ended jobs whose JSON is kept for the next list: some three kilobytes each."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERBS = ("cancel", "suspend", "resume", "checkpoint")
-
-
-class Submitted(Protocol):
-    @property
-    def record(self) -> JobRecord: ...
-    @property
-    def result(self) -> str: ...
-
-
-class Controller(Protocol):
-    """What the API asks of a controller (`orchestrator.controller.core`)."""
-
-    @property
-    def journal(self) -> Journal: ...
-    @property
-    def home(self) -> Home: ...
-    @property
-    def prices(self) -> PriceBook: ...
-    @property
-    def clock(self) -> Clock: ...
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def started_ns(self) -> int: ...
-    @property
-    def last_commit_ns(self) -> int | None: ...
-    def submit(self, document: Mapping[str, Any], idempotency_key: str | None, rerun: bool) -> Submitted: ...
-    def request(self, namespace: str, name: str, verb: str) -> JobRecord: ...
-    def job(self, namespace: str, name: str) -> JobRecord: ...
-    def jobs(self, namespace: str | None = None) -> list[JobRecord]: ...
-    def records(self) -> list[JobRecord]: ...
-    def view(self, record: JobRecord) -> dict[str, Any]: ...
-    def statement(self, uid: str) -> Statement: ...
-    def wait_for_change(self, after_version: int, timeout_seconds: float) -> int: ...
-    def info(self) -> dict[str, Any]: ...
 
 
 class Changes:
@@ -239,7 +202,7 @@ def _serve_server(app: FastAPI, controller: Controller, stop: Callable[[], None]
     @app.get("/v1/prices", tags=["server"])
     def prices() -> Response:
         """The price book that machines are priced from."""
-        return _json(_price_document(controller.prices))
+        return _json(controller.prices.to_document())
 
     @app.post("/v1/server/stop", status_code=202, tags=["server"])
     def stop_server() -> Response:
@@ -584,32 +547,6 @@ def _checkpoint_document(listed: Listed) -> dict[str, Any]:
         "time": None if manifest is None else to_rfc3339(manifest.created_ns),
         "metrics": {} if manifest is None else dict(manifest.metrics),
         "best": manifest is not None and manifest.best,
-    }
-
-
-def _price_document(book: PriceBook) -> dict[str, Any]:
-    def dollars(price: int | None) -> str | None:
-        return to_decimal_string(None if price is None else Nanodollars(price))
-
-    return {
-        "source": book.source,
-        "date": book.as_of,
-        "billed": book.billed,
-        "local": book.local,
-        "billing": {
-            "granularitySeconds": book.billing.granularity_seconds,
-            "minimumSeconds": book.billing.minimum_seconds,
-        },
-        "offers": [
-            {
-                "instanceType": offer.instance_type,
-                "zone": offer.zone,
-                "gpus": offer.gpus,
-                "onDemandUSD": dollars(offer.on_demand_nanodollars_per_hour),
-                "spotUSD": dollars(offer.spot_nanodollars_per_hour),
-            }
-            for offer in book.offers
-        ],
     }
 
 

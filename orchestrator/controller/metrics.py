@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator import __version__
 from orchestrator.accounting import Ledger
-from orchestrator.controller.journal.base import JobRecord, Journal
+from orchestrator.controller.core import Controller
+from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.views import ready_workers
-from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
 from orchestrator.domain.errors import StorageError
 from orchestrator.lifecycle import Budget, Phase, StoryEntry, TerminationReason
 from orchestrator.telemetry import Amounts, JobSample, Snapshot, amounts_of
@@ -32,23 +33,6 @@ LAG_NS = 5 * NANOSECONDS_PER_SECOND
 SHOWN_AFTER_END_NS = 15 * 60 * NANOSECONDS_PER_SECOND
 """How long the series of a job stay after its end, so that a scrape or two see the last values."""
 STORY_PAGE = 1_000
-
-
-class Observed(Protocol):
-    """What is looked at of a controller."""
-
-    @property
-    def journal(self) -> Journal: ...
-    @property
-    def clock(self) -> Clock: ...
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def started_ns(self) -> int: ...
-    @property
-    def last_commit_ns(self) -> int | None: ...
-    def records(self) -> Sequence[JobRecord]: ...
-    def wait_for_change(self, after_version: int, timeout_seconds: float) -> int: ...
 
 
 @dataclass(slots=True)
@@ -78,7 +62,7 @@ class _Money:
 class Sampler:
     """Takes snapshots of one controller. Safe over threads."""
 
-    def __init__(self, controller: Observed) -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._lock = threading.Lock()
         self._resting: dict[str, _Money] = {}

@@ -24,7 +24,6 @@ from orchestrator.cli.arguments import Parser, add_connection, add_output, words
 from orchestrator.cli.output import emit, table
 
 if TYPE_CHECKING:
-    from orchestrator.accounting import PriceBook
     from orchestrator.cli.context import Context
 
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if client is not None:
         document = client.prices()
     else:
-        document = book_document(load_prices(Path(settings.prices).expanduser() if settings.prices else None))
+        document = load_prices(Path(settings.prices).expanduser() if settings.prices else None).to_document()
     offers = list(document["offers"])
     emit(
         context,
@@ -62,35 +61,6 @@ def run(args: argparse.Namespace, context: Context) -> int:
         names=lambda offer: str(offer["instanceType"]),
     )
     return 0
-
-
-def book_document(book: PriceBook) -> dict[str, Any]:
-    """A price book as the controller's `/v1/prices` shows it."""
-    from orchestrator.domain.money import Nanodollars, to_decimal_string
-
-    def amount(nanodollars: int | None) -> str | None:
-        return to_decimal_string(None if nanodollars is None else Nanodollars(nanodollars))
-
-    return {
-        "source": book.source,
-        "date": book.as_of,
-        "billed": book.billed,
-        "local": book.local,
-        "billing": {
-            "granularitySeconds": book.billing.granularity_seconds,
-            "minimumSeconds": book.billing.minimum_seconds,
-        },
-        "offers": [
-            {
-                "instanceType": offer.instance_type,
-                "zone": offer.zone,
-                "gpus": offer.gpus,
-                "onDemandUSD": amount(offer.on_demand_nanodollars_per_hour),
-                "spotUSD": amount(offer.spot_nanodollars_per_hour),
-            }
-            for offer in book.offers
-        ],
-    }
 
 
 def prices_text(document: Mapping[str, Any]) -> str:
