@@ -6,31 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import InvalidSpec, Problem, UsageError
+from orchestrator.domain.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.context import Context
     from orchestrator.spec import TrainingJob
 
 
-def read_job(file: str, overrides: Sequence[str]) -> TrainingJob:
-    """The job in a file, whose files and folders are there. Raises `InvalidSpec` with every problem."""
-    from orchestrator.spec import check_paths, load_file
+def read_job(context: Context, file: str, overrides: Sequence[str]) -> TrainingJob:
+    """The job in a file. For the controller of this machine, the files and folders that it names must be there; what a
+    controller elsewhere has cannot be seen from here. Raises `InvalidSpec` with every problem."""
+    from orchestrator.spec import load_file
 
-    job = load_file(file, overrides)
-    if problems := check_paths(job, Path(file).parent):
-        raise InvalidSpec(_placed(problems, file))
-    return job
-
-
-def _placed(problems: Sequence[Problem], file: str) -> list[Problem]:
-    """The same problems with the line of the field that each is about."""
-    from orchestrator.spec.document import read_document
-    from orchestrator.spec.overrides import parse_path
-
-    document = read_document(Path(file).read_text(encoding="utf-8-sig"), file)
-    found = [document.problem(parse_path(problem.path) or (), problem.what, problem.hint) for problem in problems]
-    return sorted(found, key=lambda problem: (problem.line or 0, problem.column or 0))
+    return load_file(file, overrides, check_files=not context.settings.url)
 
 
 def read_for_submission(
@@ -38,7 +26,7 @@ def read_for_submission(
 ) -> tuple[TrainingJob, dict[str, Any]]:
     """The job and the document to submit. A namespace in the file must not contradict the one of the command line."""
     extra = [] if name is None else [f"metadata.name={name}"]
-    job = read_job(file, [*overrides, *extra])
+    job = read_job(context, file, [*overrides, *extra])
     written = "namespace" in job.metadata.model_fields_set
     if written and namespace is not None and job.metadata.namespace != namespace:
         raise UsageError(
@@ -47,7 +35,7 @@ def read_for_submission(
         )
     wanted = context.settings.namespace
     if not written and wanted != job.metadata.namespace:
-        job = read_job(file, [*overrides, *extra, f"metadata.namespace={wanted}"])
+        job = read_job(context, file, [*overrides, *extra, f"metadata.namespace={wanted}"])
     document = job.model_dump(mode="json", by_alias=True, exclude_none=True)
     folder = Path(file).parent / (job.spec.runtime.working_dir or ".")
     document["spec"].setdefault("runtime", {})["workingDir"] = str(folder.resolve())

@@ -1,6 +1,7 @@
 """Check job files. Says everything that is wrong with them, with line and column; needs no server and no network.
 
-Also looks whether the files and folders that the job names are there. Exit code 0 when all files are right, else 2.
+Also looks whether the files and folders that the job names are there, unless ORCHESTRATE_URL names a controller elsewhere.
+Exit code 0 when all files are right, else 2.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     verdicts: list[dict[str, Any]] = []
     for file in args.files:
         try:
-            job = read_job(file, args.overrides)
+            job = read_job(context, file, args.overrides)
         except InvalidSpec as error:
             problems = [
                 {
