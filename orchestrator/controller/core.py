@@ -360,7 +360,7 @@ class Controller:
                 _refuse(items, error)
                 self._on_fatal(error)
                 return
-            if retry:
+            if not self._healthy:
                 self._closing.wait(RETRY_SECONDS)
         _refuse(self._gather(0.0), Conflict("the controller is stopping", hint="try again when it is back"))
 
@@ -385,6 +385,7 @@ class Controller:
     def _take_turn(self, items: Sequence[_Item]) -> list[_Item]:
         """Decide on all items and commit. Returns what is to be tried again, which is empty but when the store failed."""
         turn = Turn(self._book, self.clock.now_ns(), self._ledger)
+        due = list(self._delayed), dict(self._stopping)
         try:
             for item in items:
                 self._handle(turn, item)
@@ -393,7 +394,7 @@ class Controller:
             self._look_at_the_queue(turn)
             turn.settle_costs(lambda record, ledger: cost_document(ledger.statement(turn.now_ns), record.samples_kept))
         except Exception as error:  # the edge of the decisions: a defect in one item must not end all jobs
-            self._forget_ledgers(turn)
+            self._forget(turn, due)
             if len(items) > 1:
                 return [left for item in items for left in self._take_turn([item])]
             log.exception("a defect; %r is dropped", items)
@@ -405,7 +406,7 @@ class Controller:
                 self.journal.commit(turn.commit)
                 self._last_commit_ns = turn.now_ns
         except StorageError as error:
-            self._forget_ledgers(turn)
+            self._forget(turn, due)
             if self._healthy:
                 log.error("the journal refuses: %s", error)
             self._healthy = False
@@ -432,7 +433,9 @@ class Controller:
             ledger = self._book.ledgers[uid] = Ledger(self.journal.ledger(uid))
         return ledger
 
-    def _forget_ledgers(self, turn: Turn) -> None:
+    def _forget(self, turn: Turn, due: tuple[list[tuple[int, str, int]], dict[str, _Stopping]]) -> None:
+        """The turn did not happen: what was due before it is due still, and ledgers are read from the journal again."""
+        self._delayed, self._stopping = due
         for uid, _ in turn.commit.ledger:
             self._book.ledgers.pop(uid, None)
 

@@ -6,7 +6,8 @@ come back while the workers keep stepping, and nothing that was heard is lost in
 `driver_id` tells one incarnation of the driver from the next.
 
 Log lines do not go through the controller: the driver appends them to the job's folder, where `logs` reads them. Secret
-variables of the job are struck out of everything that is heard, before it is kept anywhere.
+variables of the job are struck out of everything that is heard, before it is kept anywhere. A log that cannot be written
+(disk full) costs its lines, which are counted where they are missing, and never the attempt.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import threading
 import traceback
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class Driver:
         self._attempt = 0
         self._wishes = WishBoard()
         self._thread: threading.Thread | None = None
+        self._unwritten: Counter[str] = Counter()
+        """Lines that a log could not take, by its name, until it takes lines again."""
 
     def start(self, request: RunRequest) -> None:
         """Start an attempt. One that is running or was run already is left alone; a newer one waits for the older."""
@@ -151,6 +154,13 @@ class Driver:
         self._updates.extendleft(update for update in reversed(old) if update.event["kind"] != "step")
 
     def _write_log(self, name: str, attempt: int, lines: list[str]) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
-        with open(self._logs / f"{name}.log", "a", encoding="utf-8", errors="replace") as log:
-            log.writelines(f"[{attempt}] {line}\n" for line in lines)
+        if missing := self._unwritten[name]:
+            lines = [f"({missing} lines are missing here: the log could not be written)", *lines]
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            with open(self._logs / f"{name}.log", "a", encoding="utf-8", errors="replace") as log:
+                log.writelines(f"[{attempt}] {line}\n" for line in lines)
+        except OSError:
+            self._unwritten[name] += len(lines) - bool(missing)
+        else:
+            del self._unwritten[name]

@@ -214,8 +214,9 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
     finish = (BookActivity(Activity.SHUTDOWN, event.at_ns), settle, ReleaseMachines())
     if state.stopping is not None and reason not in _DONE:
         if why is TerminationReason.SUSPENDED:
-            instead = "" if reason is TerminationReason.STOPPED else f"The attempt ended on its own: {reason}. {told}"
-            told = f"{instead} {_where_resume_starts(state)}".strip()
+            stopped = reason is TerminationReason.STOPPED
+            instead = () if stopped else (f"The attempt ended on its own: {reason}", told)
+            told = _sentences(*instead, _where_resume_starts(state))
         else:
             told = ""
         return _end(state, event, why, told, finish)
@@ -225,23 +226,23 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
     if reason.consequence.budget is Budget.APPLICATION:
         if state.application_restarts >= limits.max_restarts:
             allowed = f"spec.failure.maxRestarts allows {limits.max_restarts} restarts after errors."
-            return _end(state, event, reason, f"{told} {allowed}".strip(), finish)
+            return _end(state, event, reason, _sentences(told, allowed), finish)
         charged = replace(state, application_restarts=state.application_restarts + 1)
     elif reason.consequence.budget is Budget.PREEMPTION:
         if limits.max_preemptions is not None and state.preemption_restarts >= limits.max_preemptions:
-            last = f"It allows {limits.max_preemptions}; last: {reason}. {told}".strip()
+            last = _sentences(f"It allows {limits.max_preemptions}; last: {reason}", told)
             return _end(state, event, TerminationReason.PREEMPTIONS_EXHAUSTED, last, finish)
         charged = replace(state, preemption_restarts=state.preemption_restarts + 1)
     fruitless = 0 if state.progressed else state.fruitless_attempts + 1
     if fruitless >= limits.max_fruitless_attempts:
-        last = f"{fruitless} in a row; last: {reason}. {told}".strip()
+        last = _sentences(f"{fruitless} in a row; last: {reason}", told)
         if state.attempt_step > (state.restored_step or 0):
-            last += f" Step {state.step} was reached before; a smaller spec.checkpoint.every keeps more of it."
+            advice = f"Step {state.step} was reached before; a smaller spec.checkpoint.every keeps more of it."
+            last = _sentences(last, advice)
         crashed = replace(state, fruitless_attempts=fruitless)
         return _end(crashed, event, TerminationReason.CRASH_LOOP, last, finish)
     attempt = state.attempt + 1
-    text = " ".join(part for part in (reason.consequence.sentence, told) if part)
-    message = f"{text} Attempt {attempt} follows."
+    message = _sentences(reason.consequence.sentence, told, f"Attempt {attempt} follows.")
     after = replace(_new_attempt(charged, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
     commands = (
         BookActivity(Activity.RESTART, event.at_ns),
@@ -256,7 +257,14 @@ def _reported(event: on.AttemptEnded) -> tuple[TerminationReason, str]:
     anything) counts as an error of the job's own code."""
     if event.reason in ATTEMPT_REASONS:
         return TerminationReason(event.reason), event.message
-    return TerminationReason.APPLICATION_ERROR, f"It reported {event.reason!r}. {event.message}".strip()
+    return TerminationReason.APPLICATION_ERROR, _sentences(f"It reported {event.reason!r}", event.message)
+
+
+def _sentences(*parts: str) -> str:
+    """One after the other, with a full stop between where there is none; what comes last stays as it was told."""
+    said = [part.strip() for part in parts if part.strip()]
+    ended = [part if part.endswith((".", "!", "?")) else f"{part}." for part in said[:-1]]
+    return " ".join([*ended, *said[-1:]])
 
 
 def _newest_step_is_saved(state: JobState) -> bool:

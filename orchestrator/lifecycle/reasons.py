@@ -96,7 +96,7 @@ _CONSEQUENCES = {
         _FAILED, False, _NONE, "The data cannot be used as the job describes it.", _JOB_FAILED
     ),
     TerminationReason.CONFIG_INVALID: Consequence(
-        _FAILED, False, _NONE, "The model or DeepSpeed configuration cannot be used.", _JOB_FAILED
+        _FAILED, False, _NONE, "The job cannot run as it is configured.", _JOB_FAILED
     ),
     TerminationReason.NON_FINITE_LOSS: Consequence(
         _FAILED, False, _NONE, "The loss became infinite or not a number.", _JOB_FAILED

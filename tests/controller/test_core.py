@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from orchestrator.accounting import Category
+from orchestrator.controller.driver import Driver
+from orchestrator.domain.clock import SystemClock
 from orchestrator.domain.errors import Conflict, InvalidSpec, NotFound, StaleEpoch, StorageError
 from orchestrator.lifecycle import Phase
+from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard
 from tests.controller.world import GATES, Gate, World, document
 
 
@@ -256,3 +260,56 @@ def test_a_secret_reaches_only_the_workers(make_world: Callable[..., World]) -> 
     for file in world.home.path.rglob("*"):
         if file.is_file() and file != kept:
             assert b"hush" not in file.read_bytes(), file
+
+
+def test_a_start_that_was_due_while_the_disk_was_full_comes_later(world: World) -> None:
+    """1. two attempts are lost before their first step, so that the third is due in 2 s. 2. until after that moment the
+    journal refuses. 3. it takes commits again: the third attempt starts and makes all steps."""
+    world.submit("late", steps=3)
+    world.submit("bystander", steps=1)
+    for attempt in (1, 2):
+        world.until("late", lambda record, n=attempt: record.state.attempt == n and record.state.attempt_seen)  # type: ignore[misc]
+        assert world.engines[0].lose_worker(0)
+    world.until("late", lambda record: record.state.attempt == 3)
+    world.journal.full = True
+    for _ in range(5):  # the first at once, each following one after the pause of a refused commit
+        with pytest.raises(StorageError, match="full"):
+            world.controller.request("default", "bystander", "cancel")
+    world.journal.full = False
+    GATES["late"].open(3)
+    assert world.until_phase("late", Phase.SUCCEEDED).state.attempt == 3
+
+
+def test_a_log_that_cannot_be_written_costs_its_lines_and_not_the_attempt(tmp_path: Path) -> None:
+    """1. the logs' folder is a file. 2. the attempt ends as its engine says. 3. it is a folder again: the next line to
+    come says how many are missing."""
+    blocked = tmp_path / "logs"
+    blocked.touch()
+    driver = Driver(_Talkative(), SystemClock(), tmp_path)
+    driver.start(_request(attempt=1))
+    (ended,) = driver.updates(0, wait_seconds=20.0)
+    assert ended.event["reason"] == "EngineLost"
+    blocked.unlink()
+    driver.start(_request(attempt=2))
+    driver.updates(ended.seq, wait_seconds=20.0)
+    assert (blocked / "rank-0.log").read_text() == (
+        "[2] (2 lines are missing here: the log could not be written)\n[2] one\n[2] two\n"
+    )
+    assert "RuntimeError: the engine broke" in (blocked / "driver.log").read_text()
+
+
+class _Talkative:
+    """An engine whose gang says two lines before the engine itself breaks."""
+
+    name = "talkative"
+
+    def run(self, request: RunRequest, listener: Listener, wishes: WishBoard) -> Outcome:
+        listener([{"kind": "log", "rank": 0, "lines": ["one", "two"], "at_ns": 0}])
+        raise RuntimeError("the engine broke")
+
+    def kill(self) -> None:
+        """It has always ended already."""
+
+
+def _request(attempt: int) -> RunRequest:
+    return RunRequest("uid", "default", "talk", attempt, 1, 1, 0, None, "module:loop", {})

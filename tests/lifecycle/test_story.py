@@ -71,7 +71,7 @@ def test_a_loss_and_then_success(submit: MakeLife) -> None:
         SettleWork(life.now_ns, useful=False),
         StartAttempt(2),
     )
-    assert life.state.message == "A worker process was lost. rank 1 was killed Attempt 2 follows."
+    assert life.state.message == "A worker process was lost. rank 1 was killed. Attempt 2 follows."
     assert (life.state.step, life.state.attempt_step, life.state.preemption_restarts) == (6, 0, 1)
     # 4. the second attempt continues from the checkpoint and finishes
     life.begin(4, "step-00000004")
