@@ -44,6 +44,17 @@ def test_validate_accepts_a_valid_job(cli: Cli, job_file: Path) -> None:
     assert (run.code, run.out, run.err) == (0, "job.yaml: default/sentiment is valid\n", "")
 
 
+def test_validate_looks_for_files_only_where_the_workers_are(cli: Cli, tmp_path: Path, environ: dict[str, str]) -> None:
+    """A data package that is not installed here is an error for the local controller, and none for one elsewhere."""
+    text = JOB.replace("uri: train.csv", "uri: 'package://no_such_package/train.csv'")
+    (tmp_path / "far.yaml").write_text(text, encoding="utf-8")
+    here = cli("validate", "far.yaml")
+    assert here.code == 2
+    assert "no_such_package is not installed here" in here.err
+    environ["ORCHESTRATE_URL"] = "http://controller.example"
+    assert cli("validate", "far.yaml").code == 0
+
+
 def test_validate_reports_every_error_of_every_file(cli: Cli, job_file: Path, tmp_path: Path) -> None:
     """All errors of all files are told, each with file, line and column; one bad file makes exit code 2."""
     (tmp_path / "bad.yaml").write_text(JOB.replace("min: 2", "min: 6").replace("maxSteps", "maxStep"), encoding="utf-8")
