@@ -13,10 +13,14 @@ jobs/<uid>/     logs/, checkpoints/ and model/ of a job
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
 from orchestrator.domain.errors import StorageError
+
+TOKEN = re.compile(rb"[\x21-\x7e]+")
+"""Whatever fits in an HTTP header: the token may be one that somebody chose."""
 
 
 class Home:
@@ -50,6 +54,11 @@ class Home:
             self.ray.mkdir(mode=0o700, exist_ok=True)
             if not self.token_file.exists():
                 self._write_token()
+        except FileExistsError as error:
+            raise StorageError(
+                f"{error.filename} is there, and is not a folder",
+                hint="set ORCHESTRATE_HOME to a folder, or move the file away",
+            ) from error
         except OSError as error:
             raise StorageError(
                 f"the home folder {self.path} cannot be written ({error.strerror or error})",
@@ -57,9 +66,9 @@ class Home:
             ) from error
 
     def token(self) -> str | None:
-        """The token, or None when no controller was ever started here."""
+        """The token, or None when no controller was ever started here. Raises `StorageError` when the file holds none."""
         try:
-            return self.token_file.read_text(encoding="ascii").strip() or None
+            token = self.token_file.read_bytes().strip()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -67,6 +76,12 @@ class Home:
                 f"the token {self.token_file} cannot be read ({error.strerror or error})",
                 hint="it belongs to another user?",
             ) from error
+        if not TOKEN.fullmatch(token):
+            raise StorageError(
+                f"the file {self.token_file} holds no token: it is empty or was altered",
+                hint="delete it and run `orchestrate server stop`; the next submit makes a new one, and jobs continue",
+            )
+        return token.decode("ascii")
 
     def _write_token(self) -> None:
         """Whoever links it first wins, so that two starters agree on one token, which is never seen half-written."""

@@ -32,6 +32,7 @@ from orchestrator.controller.settings import Settings, documented, resolve
 from orchestrator.domain import errors
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, SystemClock, seconds_between
 from orchestrator.domain.errors import (
+    AuthError,
     ControllerUnreachable,
     OrchestrateError,
     PlatformError,
@@ -59,7 +60,8 @@ class Endpoint:
 
 def find_server(settings: Settings, environ: Mapping[str, str]) -> Endpoint | None:
     """The controller that is running, or None. Raises `WrongServer` when something else, or the controller of another
-    home, answers where it should be, and `ControllerUnreachable` when it is there but does not answer in time."""
+    home, answers where it should be, `AuthError` when it does not take our token, and `ControllerUnreachable` when it
+    is there but does not answer in time."""
     if settings.url:
         return Endpoint(settings.url, settings.token or Home(settings.home_path).token() or "")
     home = Home(settings.home_path)
@@ -90,13 +92,18 @@ def ensure_server(settings: Settings, say: Say, environ: Mapping[str, str], cloc
         found = find_server(settings, environ)
         if found is not None:
             return found
+        without_address = read_server_file(home) is None
+        if without_address:
+            found = _lost_address(settings, home)
+            if found is not None:
+                return found
         began_ns = clock.monotonic_ns()
         say(
             "Starting Ray and the controller on this machine (about 10 s) ..."
             if settings.engine == "ray"
             else "Starting the controller on this machine ..."
         )
-        if read_server_file(home) is None:  # else a predecessor may still hold it, or be coming back
+        if without_address:  # else a predecessor may still hold the port, or be coming back
             _port_is_free(settings)
         url = (_start_ray if settings.engine == "ray" else _start_plain)(settings, say, environ, lock)
         say(f"The controller is up at {url} ({seconds_between(began_ns, clock.monotonic_ns()):.1f} s).")
@@ -145,7 +152,12 @@ def read_server_file(home: Home) -> dict[str, Any] | None:
         facts = json.loads(home.server_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and {"url", "pid", "engine"} <= facts.keys() else None
+    if not isinstance(facts, dict):
+        return None
+    wanted = {"url": str, "pid": int, "engine": str}
+    if any(not isinstance(facts.get(name), kind) for name, kind in wanted.items()):
+        return None
+    return facts if facts["url"].startswith("http://") else None
 
 
 def write_server_file(home: Home, facts: Mapping[str, Any]) -> None:
@@ -188,9 +200,32 @@ def _probe(url: str, token: str) -> dict[str, Any] | None:
         info = json.loads(body)
     except ValueError as error:
         raise foreign from error
+    if response.status == 401 and isinstance(info, dict) and info.get("code") == AuthError.__name__:
+        raise AuthError(
+            f"the controller at {url} does not take the token of this home",
+            hint="the token file was altered while it ran, or it is another home's controller; if it is ours, "
+            "`orchestrate server stop` ends it, and jobs continue when it is started again",
+        )
     if response.status != 200 or not isinstance(info, dict) or info.get("product") != "orchestrate":
         raise foreign
     return info
+
+
+def _lost_address(settings: Settings, home: Home) -> Endpoint | None:
+    """The controller of this home where it would be started, although its server.json is lost; that is written again."""
+    token = home.token()
+    if settings.port == 0 or token is None:
+        return None
+    url = f"http://{settings.host}:{settings.port}"
+    try:
+        info = _probe(url, token)
+    except OrchestrateError:
+        return None
+    if info is None or info.get("home") != str(home.path):
+        return None
+    facts = {"url": url, "port": settings.port, "home": str(home.path)}
+    write_server_file(home, {**facts, **{name: info[name] for name in ("pid", "engine", "version")}})
+    return Endpoint(url, token)
 
 
 def _port_is_free(settings: Settings) -> None:

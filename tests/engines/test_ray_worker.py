@@ -86,6 +86,22 @@ def test_lines_are_passed_on_whole() -> None:
     assert stream.getvalue() == "ab\nc\n10%\r20%\r30%\nrest"
 
 
+def test_bytes_written_to_the_buffer_are_heard_as_text() -> None:
+    """`sys.stdout.buffer` exists, and what is no UTF-8 is replaced."""
+    heard: list[str] = []
+    tee = Tee(io.StringIO(), heard.extend)
+    tee.buffer.write(b"caf\xc3\xa9\n\xff\n")
+    tee.buffer.flush()
+    assert heard == ["café", "\ufffd"]
+
+
+def test_code_that_cannot_be_read_is_named_by_its_line() -> None:
+    """A syntax error has no frame of its own: file and line come from the error."""
+    with pytest.raises(SyntaxError) as caught:
+        compile("x = 1\ndef f(:\n", "/home/me/code.py", "exec")
+    assert classify(0, caught.value, 0).message.endswith("(/home/me/code.py:2)")
+
+
 class Classified(Exception):
     reason, message, hint = "StorageFull", "no room", "make some"
 

@@ -20,7 +20,7 @@ from orchestrator.controller import local, ray_processes
 from orchestrator.controller.home import Home
 from orchestrator.controller.settings import Settings
 from orchestrator.domain.clock import SystemClock
-from orchestrator.domain.errors import OrchestrateError, StorageError, WrongServer
+from orchestrator.domain.errors import AuthError, OrchestrateError, StorageError, WrongServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 DEADLINE_SECONDS = 90.0
@@ -123,11 +123,43 @@ def test_a_foreign_server_is_not_taken_for_ours(settings: Settings) -> None:
         server.server_close()
 
 
+def test_a_token_that_was_altered_is_an_error_of_authentication(settings: Settings) -> None:
+    """Another token than the running controller's gives AuthError; a file that holds none, a StorageError that names it;
+    and `server stop`, which needs none, still ends the controller."""
+    ensure(settings)
+    home = Home(settings.home_path)
+    home.token_file.write_text("of-somebody-else\n")
+    with pytest.raises(AuthError, match=r"does not take the token .*server stop"):
+        local.find_server(settings, ENVIRON)
+    for rubbish in (b"", b"\xff\xfe\x00", b"two\nlines"):
+        home.token_file.write_bytes(rubbish)
+        with pytest.raises(StorageError, match=r"token holds no token"):
+            ensure(settings)
+    assert local.stop_server(settings, lambda text: None)
+    home.token_file.unlink()
+    assert ensure(settings).started
+
+
+@pytest.mark.parametrize("rubbish", ["", "{", "[]", '{"url": 5, "pid": "x", "engine": "fake"}'])
+def test_a_lost_server_file_is_written_again(settings: Settings, rubbish: str) -> None:
+    """The controller that answers on the port of this home, with its token, is taken up without server.json."""
+    ensure(settings)
+    home = Home(settings.home_path)
+    facts = local.read_server_file(home)
+    assert facts is not None
+    home.server_file.write_text(rubbish)
+    again = ensure(settings)
+    assert (again.started, again.url) == (False, facts["url"])
+    assert local.read_server_file(home) is not None
+
+
 def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     """A home that cannot be written gives a storage error that names it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file/home"):
         ensure(Settings(home=str(tmp_path / "file" / "home"), engine="fake", port=0))
+    with pytest.raises(StorageError, match="is not a folder"):
+        ensure(Settings(home=str(tmp_path / "file"), engine="fake", port=0))
 
 
 def test_what_kept_the_controller_from_starting_is_told(settings: Settings) -> None:

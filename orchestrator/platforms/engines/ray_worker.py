@@ -172,6 +172,11 @@ class Tee(io.TextIOBase):
             self._say([_last_state(line) for line in lines])
         return len(text)
 
+    @property
+    def buffer(self) -> _Bytes:
+        """What programs that write bytes to `sys.stdout.buffer` get."""
+        return _Bytes(self)
+
     def finish(self) -> None:
         """Pass on the line that was begun and never ended."""
         with self._lock:
@@ -187,6 +192,23 @@ class Tee(io.TextIOBase):
 
     def isatty(self) -> bool:
         return False
+
+    def writable(self) -> bool:
+        return True
+
+
+class _Bytes(io.RawIOBase):
+    """Bytes for a `Tee`: read as UTF-8, with what is none replaced."""
+
+    def __init__(self, tee: Tee) -> None:
+        self._tee = tee
+
+    def write(self, data: Any) -> int:
+        self._tee.write(bytes(data).decode("utf-8", errors="replace"))
+        return len(data)
+
+    def flush(self) -> None:
+        self._tee.flush()
 
     def writable(self) -> bool:
         return True
@@ -273,7 +295,10 @@ def _lost_its_peers(error: BaseException) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """File and line where the user's own code was last; the innermost frame when there is none of it."""
+    """File and line where the user's own code was last; the innermost frame when there is none of it. Code that cannot be
+    read has no frame: the line that is wrong."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     here = str(Path(__file__).resolve().parents[2])
     own = [
