@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -259,10 +260,12 @@ class Context:
 
 def call(context: Context, function_name: str) -> dict[str, Any]:
     """Run the user's function to its end. Its own exceptions leave as they are."""
-    result = _find(function_name)(context, **context.args)
+    function = _find(function_name)
+    _takes(function, function_name, context.args)
+    result = function(context, **context.args)
     metrics = dict(context.metrics)
     if isinstance(result, Mapping):
-        metrics |= {str(name): float(value) for name, value in result.items()}
+        metrics |= {str(name): _number(str(name), value) for name, value in result.items()}
     stopped = context.should_stop
     return {
         "outcome": "stopped" if stopped else "succeeded",
@@ -289,3 +292,30 @@ def _find(function_name: str) -> Callable[..., Any]:
         raise config_invalid(f"spec.entrypoint.function: {module_name} has no function {path!r}")
     function: Callable[..., Any] = found
     return function
+
+
+def _takes(function: Callable[..., Any], name: str, args: Mapping[str, Any]) -> None:
+    """Refuse, before it is called, a function that does not take the context and `spec.entrypoint.args`."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin that does not say
+        return
+    try:
+        signature.bind(None, **args)
+    except TypeError as error:
+        raise config_invalid(
+            f"spec.entrypoint.args: {name}{signature} cannot be called with the context and these: {error}",
+            "give the arguments that it asks for, and no others",
+        ) from error
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric that the function returned."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise WorkerFailed(
+            Reason.APPLICATION_ERROR,
+            f"the function returned {name!r}: {value!r}, which is no number",
+            "return nothing, or a mapping of names to numbers",
+        ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec.models import Model
-from orchestrator.training.errors import config_invalid
+from orchestrator.training.errors import config_invalid, out_of_memory
 from orchestrator.training.sources import local_model
 from orchestrator.training.tokens import build_tokenizer, load_tokenizer
 
@@ -43,7 +43,10 @@ def create(
     model: Model, labels: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int, working_dir: Path
 ) -> PreTrainedModel:
     """The model in fp32 on the CPU. Random weights come from torch's current seed. Raises ConfigInvalid."""
+    from pickle import UnpicklingError
+
     import torch
+    from safetensors import SafetensorError
 
     folder = local_model(model.source, working_dir)
     config = _config(model, folder)
@@ -78,6 +81,14 @@ def create(
         )
     except (OSError, ValueError) as error:
         raise _not_here(model, error) from error
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if out_of_memory(error) is not None:
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise config_invalid(
+            f"model.source {model.source!r}: its weights cannot be read: {first[:200]}",
+            "fetch or save the model again; the file may be cut off",
+        ) from error
     return loaded
 
 

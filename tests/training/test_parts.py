@@ -10,21 +10,26 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from orchestrator.planning.batch import divide
 from orchestrator.planning.stage import StageChoice
 from orchestrator.spec.deepspeed_keys import PRESETS
-from orchestrator.training import environment, presets
+from orchestrator.spec.models import Model
+from orchestrator.training import environment, models, presets
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import read_assignment
+from orchestrator.training.context import call
 from orchestrator.training.engine import classification_metrics
 from orchestrator.training.errors import Reason, WorkerFailed, out_of_memory
 from orchestrator.training.hardware import Hardware, choose_precision, read_cpu_flags
 from orchestrator.training.link import JournalLink, Wishes, for_people
+from orchestrator.training.tokens import build_tokenizer
 from tests.training.gang import environment as child_environment
 from tests.training.gang import free_port
 
@@ -302,3 +307,31 @@ def test_an_error_of_the_disk_inside_torch_save_keeps_its_number(tmp_path: Path)
     assert writer.failure is None
     assert writer.written[tmp_path / "x.pt"].bytes == (tmp_path / "x.pt").stat().st_size
     assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True)["weights"], state["weights"])
+
+
+def test_a_function_that_cannot_be_called_or_returns_no_numbers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong `spec.entrypoint.args` are refused before the call, with the signature; a returned text is named."""
+    module = ModuleType("their_code")
+    module.wants = lambda context, *, wanted: None  # type: ignore[attr-defined]
+    module.returns = lambda context: {"score": "high"}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "their_code", module)
+    context = SimpleNamespace(args={"other": 1}, metrics={}, should_stop=False, step=0)
+    with pytest.raises(WorkerFailed, match=r"spec.entrypoint.args: their_code:wants\(context, \*, wanted\)") as refused:
+        call(context, "their_code:wants")  # type: ignore[arg-type]
+    assert refused.value.reason == "ConfigInvalid"
+    context.args = {}
+    with pytest.raises(WorkerFailed, match="returned 'score': 'high', which is no number"):
+        call(context, "their_code:returns")  # type: ignore[arg-type]
+
+
+def test_weights_that_are_cut_off_are_a_wrong_configuration(tmp_path: Path) -> None:
+    """A model folder whose weights end too early gives ConfigInvalid with the folder's name, so it is not tried again."""
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=10)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    model = Model.model_validate({"source": str(tmp_path / "model"), "task": "text-classification"})
+    tokenizer = build_tokenizer(["one two", "three"])
+    with pytest.raises(WorkerFailed, match="weights cannot be read") as refused:
+        models.create(model, ["a", "b"], tokenizer, 8, tmp_path)
+    assert refused.value.reason == "ConfigInvalid"
