@@ -49,7 +49,10 @@ def hear(record: JobRecord, update: Update, now_ns: int) -> Findings:
     found = Findings(replace(record, state=seen, progress={**record.progress, **heard}))
     handler = _HANDLERS.get(update.event["kind"])
     if handler is not None:
-        handler(found, update.attempt, update.event, at_ns)
+        event = update.event
+        if event.get("covers_ns") is not None:
+            event = {**event, "covers_ns": min(int(event["covers_ns"]), now_ns)}
+        handler(found, update.attempt, event, at_ns)
     return found
 
 
@@ -101,7 +104,8 @@ def _restored(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     for refused in event.get("refused", ()):
         _say(found, at_ns, "CheckpointRefused", "CheckpointRefused", f"{refused['uri']}: {refused['why']}")
     _progress(found, step=int(event["step"]))
-    found.events.append(CheckpointRestored(at_ns, attempt, int(event["step"]), event.get("uri")))
+    taken_up = CheckpointRestored(at_ns, attempt, int(event["step"]), event.get("uri"), event.get("covers_ns"))
+    found.events.append(taken_up)
 
 
 def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
@@ -109,7 +113,7 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     if state.phase is not Phase.RUNNING:
         found.events.append(FirstStepDone(at_ns - round(event["seconds"] * 1e9), attempt, step))
     samples = int(event.get("samples", 0))
-    first_time = step > state.step
+    first_time = step > record.progress.get("heard_step", 0)
     kept = record.samples_kept + (samples if first_time else 0)
     redone = record.progress.get("steps_redone", 0) + (0 if first_time else 1)
     caught_up = (state.restored_step or 0) < state.settled_step and state.attempt_step < state.settled_step <= step
@@ -124,8 +128,28 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     if "metrics" in event:
         _progress(found, metrics={**record.progress.get("metrics", {}), "train": event["metrics"]})
     _progress(
-        found, steps_redone=redone, step=step, epoch=event.get("epoch"), loss=event["loss"], lr=event.get("lr"), **rate
+        found,
+        steps_redone=redone,
+        heard_step=max(step, record.progress.get("heard_step", 0)),
+        step=step,
+        epoch=event.get("epoch"),
+        loss=event["loss"],
+        lr=event.get("lr"),
+        **rate,
     )
+
+
+def _steps_again(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    """What the checkpoint tells of the steps before it. Those that were never heard of, since their attempt was lost with
+    them, are taken in now, as steps of that attempt."""
+    for told in event["steps"]:
+        record = found.record
+        if told["step"] <= record.progress.get("heard_step", 0):
+            continue
+        values = {name: value for name, value in told.items() if name not in ("step", "attempt")}
+        found.steps.append(StepRow(record.uid, int(told["attempt"]), int(told["step"]), values))
+        found.record = replace(record, samples_kept=record.samples_kept + int(told["samples"]))
+        _progress(found, heard_step=int(told["step"]))
 
 
 def _rate(progress: Fields, attempt: int, samples: int, at_ns: int) -> dict[str, Any]:
@@ -176,6 +200,7 @@ _HANDLERS: dict[str, Callable[[Findings, int, Fields, int], None]] = {
     "stage": _stage,
     "restored": _restored,
     "step": _step,
+    "steps_again": _steps_again,
     "evaluation": _evaluation,
     "checkpoint": _checkpoint,
     "ended": _ended,

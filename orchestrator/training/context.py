@@ -35,10 +35,11 @@ from orchestrator.domain.errors import StorageError
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
-from orchestrator.training.reporting import Reporter
+from orchestrator.training.reporting import Reporter, StepReports
 from orchestrator.training.saving import HashingWriter, stored
 
 LAYOUT = "context"
+CONTEXT_FILE = "context.json"
 
 
 class Context:
@@ -79,6 +80,7 @@ class Context:
         self._wish = 0
         self._covers_ns = reporter.clock.now_ns()
         self._reported_ns = self._saved_ns = reporter.clock.monotonic_ns()
+        self._reports = StepReports()
         self._found = self._newest()
         self.resumed = self._found is not None
         """True when a checkpoint is there, so that `load` gives a state."""
@@ -127,17 +129,18 @@ class Context:
         self.samples_seen += int(summed[1])
         now = clock.monotonic_ns()
         self._covers_ns = clock.now_ns()
-        self._reporter.first(
-            "step",
-            step=step,
-            epoch=0.0,
-            loss=summed[0] / max(1.0, summed[1]),
-            lr=lr,
-            samples=int(summed[1]),
-            samples_seen=self.samples_seen,
-            seconds=seconds_between(self._reported_ns, now),
+        report = {
+            "step": step,
+            "epoch": 0.0,
+            "loss": summed[0] / max(1.0, summed[1]),
+            "lr": lr,
+            "samples": int(summed[1]),
+            "samples_seen": self.samples_seen,
+            "seconds": seconds_between(self._reported_ns, now),
             **({"metrics": self.metrics} if self.metrics else {}),
-        )
+        }
+        self._reporter.first("step", **report)
+        self._reports.remember({**report, "attempt": self.attempt, "at_ns": self._covers_ns})
         self._reported_ns = now
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -160,7 +163,8 @@ class Context:
         def write() -> dict[str, storage.FileEntry]:
             writer.save(dict(state), str(partial / self._rank_file()))
             if self.rank == 0:
-                writer.save_json({"samples_seen": self.samples_seen, "step": self.step}, partial / "context.json")
+                facts = {"samples_seen": self.samples_seen, "step": self.step, "reports": self._reports.kept}
+                writer.save_json(facts, partial / CONTEXT_FILE)
             if writer.failure is not None:
                 raise writer.failure
             return {path.name: entry for path, entry in writer.written.items()}
@@ -192,6 +196,7 @@ class Context:
         seconds = seconds_between(start, clock.monotonic_ns())
         self._save_wanted = False
         self._saved_ns = clock.monotonic_ns()
+        self._reports.kept.clear()
         assert saved.manifest is not None
         self._reporter.first(
             "checkpoint",
@@ -244,8 +249,12 @@ class Context:
             "restored",
             step=self.step,
             uri=None if found is None else str(found.folder),
+            covers_ns=None if found is None or found.manifest is None else found.manifest.covers_ns,
             refused=[{"uri": str(item.folder), "why": item.why} for item in refused],
         )
+        if found is not None and self.rank == 0:
+            told = json.loads((found.folder / CONTEXT_FILE).read_text(encoding="utf-8"))
+            self._reporter.first("steps_again", steps=told["reports"])
         return found
 
     def _rank_file(self) -> str:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.clock import Clock, seconds_between
 from orchestrator.training.link import Link
+
+MOST_REPORTS = 10_000
+
+
+@dataclass
+class StepReports:
+    """The reports of the steps since the last checkpoint. They go into the next one, and whoever continues from it tells
+    them again: the last of them may never have reached the controller."""
+
+    kept: list[dict[str, Any]] = field(default_factory=list)
+
+    def remember(self, report: dict[str, Any]) -> None:
+        """Keep one more; of very many, the newest."""
+        self.kept.append(report)
+        del self.kept[:-MOST_REPORTS]
 
 
 class Reporter:

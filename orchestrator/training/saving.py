@@ -25,6 +25,7 @@ from orchestrator.domain.errors import StorageError
 from orchestrator.storage.checkpoints import is_full, storage_error
 from orchestrator.training.agreement import Peers
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
+from orchestrator.training.reporting import StepReports
 
 LAYOUT = "deepspeed"
 TRAINER_FILE = "trainer.json"
@@ -44,6 +45,11 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest validation metrics."""
     stopped_early: bool = False
+    reports: StepReports = field(default_factory=StepReports)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Progress:
+        return cls(**(document | {"reports": StepReports(**document["reports"])}))
 
 
 def open_for_writing(path: Path) -> BinaryIO:
@@ -207,7 +213,7 @@ class Saver:
 
         def rest() -> Progress:
             self._set_random_state(self.torch.load(listed.folder / self._rank_file(), weights_only=True))
-            return Progress(**json.loads((listed.folder / TRAINER_FILE).read_text(encoding="utf-8")))
+            return Progress.from_document(json.loads((listed.folder / TRAINER_FILE).read_text(encoding="utf-8")))
 
         return self.peers.settle(rest)
 

@@ -228,8 +228,12 @@ class Trainer:
             "restored",
             step=self.progress.step,
             uri=None if found is None else str(found.folder),
+            covers_ns=None if found is None or found.manifest is None else found.manifest.covers_ns,
             refused=[{"uri": str(item.folder), "why": item.why} for item in refused],
         )
+        if self.progress.reports.kept:
+            self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
+            self.progress.reports.kept.clear()
 
     def _seed_ranks(self) -> None:
         """Dropout differs by rank; everything else that draws numbers does so before, from the job's seed."""
@@ -253,17 +257,18 @@ class Trainer:
             if first:
                 self.reporter.first("stage", stage="first_step", seconds=seconds_between(first, clock.monotonic_ns()))
                 first = 0
-            self.reporter.first(
-                "step",
-                step=progress.step,
-                epoch=progress.samples_seen / len(self.prepared.splits["train"]),
-                loss=decision.loss,
-                lr=decision.rate,
-                samples=decision.samples,
-                samples_seen=progress.samples_seen,
-                seconds=seconds_between(start, clock.monotonic_ns()),
+            report = {
+                "step": progress.step,
+                "epoch": progress.samples_seen / len(self.prepared.splits["train"]),
+                "loss": decision.loss,
+                "lr": decision.rate,
+                "samples": decision.samples,
+                "samples_seen": progress.samples_seen,
+                "seconds": seconds_between(start, clock.monotonic_ns()),
                 **({} if decision.norm is None else {"grad_norm": decision.norm}),
-            )
+            }
+            self.reporter.first("step", **report)
+            progress.reports.remember({**report, "attempt": self.assignment.attempt, "at_ns": covers_ns})
             improved = self._evaluate_if_due(decision.samples)
             every = self.assignment.spec.checkpoint.every_steps
             due = (
@@ -409,6 +414,7 @@ class Trainer:
         seconds = seconds_between(start, clock.monotonic_ns())
         self.last_saved = saved
         self.saved_at_ns = clock.monotonic_ns()
+        self.progress.reports.kept.clear()
         assert saved.manifest is not None
         self.reporter.first(
             "checkpoint",

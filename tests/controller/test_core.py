@@ -11,6 +11,8 @@ import pytest
 from orchestrator.accounting import Category
 from orchestrator.controller.driver import Driver
 from orchestrator.domain.clock import SystemClock
+from orchestrator.controller.driver import Update
+from orchestrator.controller.hearing import hear
 from orchestrator.domain.errors import Conflict, InvalidSpec, NotFound, StaleEpoch, StorageError
 from orchestrator.lifecycle import Phase
 from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard
@@ -101,6 +103,34 @@ def test_a_lost_worker_costs_only_the_steps_since_the_checkpoint(world: World) -
     assert Category.LOST_WORK in spent
     assert Category.RESTART in spent
     assert Category.USEFUL in spent
+
+
+def test_a_checkpoint_nobody_heard_of_keeps_its_work_useful(make_world: Callable[..., World]) -> None:
+    """1. steps 1-7; the checkpoint at 5 is durable, but unheard when a worker is taken: all is at risk. 2. the next attempt
+    says that it continues from 5: the time until the end of step 5 is useful, and 6 and 7 are lost work."""
+    world = make_world(worker_loop="tests.controller.world:unheard")
+    world.submit("unheard", steps=10, allowed=7)
+    record = world.until("unheard", lambda record: record.state.step == 7)
+    assert record.state.checkpoint_step is None
+    assert world.engines[-1].lose_worker(1)
+    record = world.until("unheard", lambda record: record.state.attempt == 2 and record.state.restored_step is not None)
+    assert (record.state.restored_step, record.state.settled_step, record.state.phase) == (5, 5, Phase.RECOVERING)
+    spent = world.controller.statement(record.uid).by_category()
+    assert Category.AT_RISK not in spent
+    ends = {row.step: row.values["at_ns"] for row in world.journal.steps(record.uid)}
+    (training_ns,) = (
+        segment.start_ns
+        for segment in world.controller.statement(record.uid).segments
+        if segment.category is Category.USEFUL and segment.machine.endswith("/0")
+    )
+    (lost,) = (
+        segment
+        for segment in world.controller.statement(record.uid).segments
+        if segment.category is Category.LOST_WORK and segment.machine.endswith("/0")
+    )
+    assert training_ns < lost.start_ns == ends[5] < ends[7] <= lost.end_ns
+    GATES["unheard"].open(5)
+    world.until_phase("unheard", Phase.SUCCEEDED)
 
 
 def test_a_failing_program_ends_failed_with_its_own_words(make_world: Callable[..., World]) -> None:
@@ -313,3 +343,18 @@ class _Talkative:
 
 def _request(attempt: int) -> RunRequest:
     return RunRequest("uid", "default", "talk", attempt, 1, 1, 0, None, "module:loop", {})
+
+
+def test_steps_that_were_never_heard_of_are_told_again(world: World) -> None:
+    """1. steps 1-4 are heard. 2. the driver dies with the report of 5, whose checkpoint is durable. 3. the next attempt
+    continues from 5 and tells of it: every step is in the journal once, and its samples count."""
+    world.submit("unheard", steps=6, allowed=4)
+    record = world.until("unheard", lambda record: record.state.step == 4)
+    told = {"loss": 0.2, "samples": 32, "attempt": 1, "at_ns": record.progress["heard_ns"]}
+    again = {"kind": "steps_again", "steps": [{**told, "step": step} for step in (4, 5)], "at_ns": told["at_ns"]}
+    found = hear(record, Update(99, 1, again), told["at_ns"])
+    assert [(row.attempt, row.step) for row in found.steps] == [(1, 5)]
+    assert found.record.samples_kept == record.samples_kept + 32
+    assert hear(found.record, Update(100, 1, again), told["at_ns"]).steps == []
+    GATES["unheard"].open(9)
+    world.until_phase("unheard", Phase.SUCCEEDED)
