@@ -88,10 +88,11 @@ class CheckpointStalled(Entry):
 
 @dataclass(frozen=True, slots=True)
 class WorkSettled(Entry):
-    """Training at risk that was done before `at_ns` was useful, or is lost. When the gang no longer trains, that is all
-    training at risk, whatever the clocks of its machines say."""
+    """Training at risk that was done before `at_ns` was useful, or is lost. `whole`: all training at risk until now,
+    whatever the clocks of its machines say."""
 
     useful: bool
+    whole: bool = False
 
 
 _KINDS: dict[str, type[Entry]] = {
@@ -269,9 +270,8 @@ class Ledger:
 
     def _settle(self, entry: WorkSettled) -> None:
         latest_ns = self._clamped(entry.at_ns)
-        last = self._spans[-1] if self._spans else None
-        trains = last is not None and last.end_ns is None and last.category is Category.AT_RISK
-        self._recut(0, entry.at_ns if trains else latest_ns, Category.USEFUL if entry.useful else Category.LOST_WORK)
+        until_ns = latest_ns if entry.whole else entry.at_ns
+        self._recut(0, until_ns, Category.USEFUL if entry.useful else Category.LOST_WORK)
 
     def _recut(self, from_ns: int, until_ns: int, category: Category) -> None:
         """Give the at-risk time within [from_ns, until_ns) another category."""

@@ -593,7 +593,9 @@ class Controller:
             case BookActivity(activity, at_ns):
                 turn.book(uid, CategoryBooked(at_ns, CATEGORY_OF[activity]))
             case SettleWork(until_ns, useful):
-                turn.book(uid, WorkSettled(until_ns, useful))
+                # Not turn.now_ns: what the worker did since, and is heard in the same turn, has still to be booked.
+                at_ns = event.at_ns if until_ns is None else until_ns
+                turn.book(uid, WorkSettled(at_ns, useful, whole=until_ns is None))
             case StartAttempt(attempt, delay_seconds):
                 self._delayed.append((self._in(delay_seconds), uid, attempt))
                 turn.actions.append(lambda: self._inbox.put(_Wake()))

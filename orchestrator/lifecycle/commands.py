@@ -36,9 +36,10 @@ class BookActivity(Command):
 
 @dataclass(frozen=True, slots=True)
 class SettleWork(Command):
-    """Decide on the training that is still at risk and was done before `until_ns`: it was useful, or it is lost."""
+    """Decide on the training that is still at risk and was done before `until_ns` (None: on all of it): it was useful,
+    or it is lost."""
 
-    until_ns: int
+    until_ns: int | None
     useful: bool
 
 

@@ -47,10 +47,12 @@ class AttemptEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRestored(AttemptEvent):
-    """The gang of this attempt stands and has taken up state; `step` 0 and no uri mean a start from the beginning."""
+    """The gang of this attempt stands and has taken up state; `step` 0 and no uri mean a start from the beginning.
+    `covers_ns`: the end of the step whose state was taken up, no later than now; None when there is none."""
 
     step: int
     uri: str | None
+    covers_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)

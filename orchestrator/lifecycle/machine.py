@@ -4,9 +4,11 @@ A handler stands for each pair (phase, event) that may occur; a pair that is mis
 the job's story. A request that makes no sense in a phase (suspend an ended job) is not an error of ours: it is a
 `Refusal` that the caller shows. Events of an attempt that is no longer the present one are stale and change nothing.
 
-Work and money: a checkpoint settles the training time up to `covers_ns` as useful. When an attempt ends, what it
-trained after its last checkpoint is lost; when it succeeds, the rest is useful, since the final model is durable. What
-was settled stays settled: if a later attempt has to start before the newest settled step (its checkpoint was refused),
+Work and money: a checkpoint settles the training time up to `covers_ns` as useful. When an attempt is lost and another
+follows, what it trained after its last checkpoint stays at risk until it is known what survived, since a checkpoint may
+be durable unheard: the next attempt takes up a state, which settles the time that this state covers as useful, and the
+rest as lost. The end of the job settles everything: when it succeeds, what is left is useful, since the final model is
+durable; otherwise it is lost. What was settled stays settled: if a later attempt has to start before the newest settled step (its checkpoint was refused),
 the time until that step is reached again is lost work. A gang that stops as asked with its newest step saved loses
 nothing.
 
@@ -168,7 +170,13 @@ def _restored(state: JobState, event: on.Event, _: Limits) -> _Result:
             checkpoint_uri=event.uri,
             checkpoint_ns=event.at_ns if event.uri else None,
         )
-    return after, (), "Restored", message
+    if state.restored_step is not None or state.phase is Phase.RUNNING:
+        return after, (), "Restored", message  # what survived is decided already
+    commands: tuple[Command, ...] = (_REST_IS_LOST,)
+    if event.step > state.settled_step and event.covers_ns is not None:
+        after = replace(after, settled_step=event.step)
+        commands = (SettleWork(event.covers_ns, useful=True), _REST_IS_LOST)
+    return after, commands, "Restored", message
 
 
 def _first_step(state: JobState, event: on.Event, _: Limits) -> _Result:
@@ -180,7 +188,10 @@ def _first_step(state: JobState, event: on.Event, _: Limits) -> _Result:
         started_ns=state.started_ns if state.started_ns is not None else event.at_ns,
         message=message,
     )
-    return after, (BookActivity(Activity.TRAINING, event.at_ns),), "Training", message
+    commands: tuple[Command, ...] = (BookActivity(Activity.TRAINING, event.at_ns),)
+    if state.restored_step is None and state.phase is not Phase.RUNNING:
+        commands = (_REST_IS_LOST, *commands)  # it never said what it took up, so nothing shows that anything survived
+    return after, commands, "Training", message
 
 
 def _committed(state: JobState, event: on.Event, _: Limits) -> _Result:
@@ -210,7 +221,7 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
     state = state.at_step(event.step)
     why = reason if state.stopping is None or reason in _DONE else TerminationReason(state.stopping)
     saved = why is TerminationReason.SUSPENDED and reason is TerminationReason.STOPPED and _newest_step_is_saved(state)
-    settle = SettleWork(event.at_ns, useful=reason in _DONE or saved)
+    settle = SettleWork(None, useful=reason in _DONE or saved)
     finish = (BookActivity(Activity.SHUTDOWN, event.at_ns), settle, ReleaseMachines())
     if state.stopping is not None and reason not in _DONE:
         if why is TerminationReason.SUSPENDED:
@@ -244,11 +255,7 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
     attempt = state.attempt + 1
     message = _sentences(reason.consequence.sentence, told, f"Attempt {attempt} follows.")
     after = replace(_new_attempt(charged, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
-    commands = (
-        BookActivity(Activity.RESTART, event.at_ns),
-        settle,
-        StartAttempt(attempt, _delay_seconds(fruitless)),
-    )
+    commands = (BookActivity(Activity.RESTART, event.at_ns), StartAttempt(attempt, _delay_seconds(fruitless)))
     return after, commands, reason.value, message
 
 
@@ -348,6 +355,7 @@ ATTEMPT_REASONS = frozenset(TerminationReason) - {
 }
 """What an attempt may end with; the other reasons are decided here, for the job."""
 _DONE = frozenset({TerminationReason.COMPLETED, TerminationReason.EARLY_STOPPED})
+_REST_IS_LOST = SettleWork(None, useful=False)
 
 _WAITING = (Phase.PENDING, Phase.QUEUED)
 _HOLDING = (Phase.PROVISIONING, Phase.RECOVERING, Phase.RUNNING)

@@ -87,7 +87,7 @@ class JobState:
     checkpoint_ns: int | None = None
     """When it was committed, or taken up by an attempt after a newer one was refused."""
     settled_step: int = 0
-    """Newest step whose work was settled as useful; never falls."""
+    """Newest step whose work was settled as useful, by a checkpoint heard of or taken up; never falls."""
     restored_step: int | None = None
     """The step that the present attempt started from."""
     stopping: str | None = None

@@ -82,8 +82,7 @@ class Oracle:
             case CheckpointStalled():
                 self._change(range(entry.from_ns, entry.at_ns), Category.CHECKPOINT_STALL)
             case WorkSettled():
-                everything = self.now is not Category.AT_RISK
-                until = HORIZON if everything else entry.at_ns
+                until = at if entry.whole else entry.at_ns
                 self._change(range(until), Category.USEFUL if entry.useful else Category.LOST_WORK)
 
     def _turn_to(self, category: Category | None, at: int) -> None:
@@ -152,7 +151,8 @@ class World:
         if kind == "stall":
             at_ns = max(0, self.time - self.dice.randrange(4))
             return CheckpointStalled(at_ns, max(0, at_ns - self.dice.randrange(-2, 9)))
-        return WorkSettled(max(0, self.time - self.dice.randrange(12)), self.dice.random() < 0.6)
+        at_ns = max(0, self.time - self.dice.randrange(12))
+        return WorkSettled(at_ns, self.dice.random() < 0.6, whole=self.dice.random() < 0.3)
 
 
 def compare(ledger: Ledger, oracle: Oracle, now_ns: int) -> None:
@@ -255,7 +255,7 @@ def test_nothing_stays_at_risk_when_a_workers_clock_was_ahead() -> None:
             CategoryBooked(0, "at_risk"),
             CheckpointStalled(120, from_ns=110),
             CategoryBooked(100, "shutdown"),
-            WorkSettled(100, useful=False),
+            WorkSettled(100, useful=False, whole=True),
             MachineReleased(101, "m"),
         ]
     )
@@ -267,9 +267,34 @@ def test_settled_work_survives_a_clock_that_steps_back() -> None:
     ledger = Ledger([hold(0), CategoryBooked(0, "at_risk"), WorkSettled(100, useful=True)])
     assert spent(ledger, 100) == {"useful": 100}
     ledger.append(CategoryBooked(10, "shutdown"))
-    ledger.append(WorkSettled(10, useful=False))
+    ledger.append(WorkSettled(10, useful=False, whole=True))
     ledger.append(MachineReleased(12, "m"))
     assert spent(ledger, 500) == {"useful": 100}
+
+
+def test_what_survives_is_settled_in_part_and_the_rest_as_a_whole() -> None:
+    """1. an attempt trains from 10 to 60 and is lost; 2. another one too, from 70 to 90; 3. the state taken up after
+    that covers the time until 40: only that is useful, and the rest, of both attempts, is lost."""
+    ledger = Ledger([hold(0), CategoryBooked(10, "at_risk"), CategoryBooked(60, "restart")])
+    ledger.append(CategoryBooked(70, "at_risk"))
+    ledger.append(CategoryBooked(90, "restart"))
+    assert spent(ledger, 100) == {"provisioning": 10, "at_risk": 70, "restart": 20}
+    ledger.append(WorkSettled(40, useful=True))
+    assert spent(ledger, 100) == {"provisioning": 10, "at_risk": 40, "useful": 30, "restart": 20}
+    ledger.append(WorkSettled(5, useful=False, whole=True))
+    assert spent(ledger, 100) == {"provisioning": 10, "useful": 30, "lost_work": 40, "restart": 20}
+
+
+def test_a_whole_settlement_ends_where_training_goes_on() -> None:
+    """While the gang trains, all that was done so far is settled, and what follows is at risk again."""
+    ledger = Ledger([hold(0), CategoryBooked(0, "at_risk"), WorkSettled(50, useful=False, whole=True)])
+    assert spent(ledger, 80) == {"lost_work": 50, "at_risk": 30}
+
+
+def test_a_settlement_of_an_older_journal_is_read_as_one_in_part() -> None:
+    """An entry that was written before there was `whole` still loads."""
+    entry = entry_from_document({"kind": "WorkSettled", "at_ns": 7, "useful": True})
+    assert entry == WorkSettled(7, useful=True, whole=False)
 
 
 def test_a_machine_that_nothing_was_booked_for_is_provisioning() -> None:
@@ -364,7 +389,7 @@ def test_ten_thousand_checkpoints_stay_cheap() -> None:
     for _ in range(100):  # losses: an attempt that ends must not leave a remainder that is looked at for ever
         last = stalled._latest_ns
         stalled.append(CategoryBooked(last, "restart"))
-        stalled.append(WorkSettled(last, useful=False))
+        stalled.append(WorkSettled(last, useful=False, whole=True))
         stalled.append(CategoryBooked(last + 5, "at_risk"))
         stalled.append(CategoryBooked(last + 5, "restart"))
         stalled.append(CategoryBooked(last + 6, "at_risk"))

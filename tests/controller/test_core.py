@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.accounting import Category
-from orchestrator.controller.driver import Driver
-from orchestrator.domain.clock import SystemClock
-from orchestrator.controller.driver import Update
+from orchestrator.controller.driver import Driver, Update
 from orchestrator.controller.hearing import hear
+from orchestrator.domain.clock import SystemClock
 from orchestrator.domain.errors import Conflict, InvalidSpec, NotFound, StaleEpoch, StorageError
 from orchestrator.lifecycle import Phase
 from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard

@@ -88,7 +88,7 @@ class Life:
 
     def begin(self, step: int = 0, uri: str | None = None) -> None:
         """The present attempt stands, takes up `step` and does the next one."""
-        self.tell(CheckpointRestored, step=step, uri=uri)
+        self.tell(CheckpointRestored, step=step, uri=uri, covers_ns=None)
         self.tell(FirstStepDone, step=step + 1)
 
     def save(self, step: int) -> tuple[Command, ...]:

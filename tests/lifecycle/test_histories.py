@@ -2,7 +2,7 @@
 
 The machine under test is the lifecycle with the ledger that follows its commands, as the controller books them. The
 world around it is a model: a gang that trains, saves, dies or obeys, whose messages may come twice or too late, with
-workers' clocks that run behind the controller's. (Weighted dice, not hypothesis' rules: those seldom get as far as a
+workers' clocks that run behind the controller's, and checkpoints that are durable though nobody heard of them. (Weighted dice, not hypothesis' rules: those seldom get as far as a
 second attempt, and the test counts how far it got.)
 """
 
@@ -73,7 +73,7 @@ class Books:
         self.entries.append(entry)
         self.ledger.append(entry)
 
-    def carry_out(self, command: Command, now_ns: int) -> None:
+    def carry_out(self, command: Command, event: Event, now_ns: int) -> None:
         match command:
             case HoldMachines(workers):
                 for worker in range(workers):
@@ -91,7 +91,8 @@ class Books:
                 training = activity is Activity.TRAINING
                 self.append(CategoryBooked(at_ns, Category.AT_RISK.value if training else activity.value))
             case SettleWork(until_ns, useful):
-                self.append(WorkSettled(until_ns, useful))
+                at_ns = event.at_ns if until_ns is None else until_ns
+                self.append(WorkSettled(at_ns, useful, whole=until_ns is None))
 
 
 class History:
@@ -105,7 +106,8 @@ class History:
         self.started: list[int] = []
         self.sent: list[Event] = []
         self.gang_step: int | None = None
-        self.saved: list[int] = []
+        self.saved: list[tuple[int, int]] = []
+        """Step of each durable checkpoint, heard of or not, and when that step ended."""
         self.asked_to_stop = False
         self.skew_ns = 0
         self.settled_before: dict[Category, int] = dict.fromkeys(SETTLED, 0)
@@ -143,7 +145,7 @@ class History:
             return
         assert self.life.phase.ended or not ended_before
         for command in self.life.commands:
-            self.books.carry_out(command, self.life.now_ns)
+            self.books.carry_out(command, event, self.life.now_ns)
             match command:
                 case StartAttempt(attempt):
                     self.started.append(attempt)
@@ -196,12 +198,21 @@ class History:
     def the_gang_begins(self) -> None:
         if not self.life.phase.holds_machines or self.gang_step is not None:
             return
-        refused = self.dice.choice([0, 0, 0, 1, 2, 99])
-        self.gang_step = step = ([0, *self.saved])[-1 - min(refused, len(self.saved))]
+        refused = self.dice.choice([0, 0, 0, 0, 1, 2, 99])
+        step, covers_ns = [(0, None), *self.saved][-1 - min(refused, len(self.saved))]
+        self.gang_step = step
         self.later(10_000)
         if self.dice.random() < 0.9:
             uri = f"step-{step}" if step else None
-            self.send(CheckpointRestored(self.worker_ns, self.life.state.attempt, step, uri))
+            unheard = step > self.life.state.settled_step
+            bounded = None if covers_ns is None else min(covers_ns, self.life.now_ns)
+            at_risk, useful = self.spent(Category.AT_RISK), self.spent(Category.USEFUL)
+            self.send(CheckpointRestored(self.worker_ns, self.life.state.attempt, step, uri, bounded))
+            assert not self.spent(Category.AT_RISK)
+            gained = self.spent(Category.USEFUL) - useful
+            assert 0 <= gained <= (at_risk if unheard else 0)
+            self.happened["unheard checkpoint saves work"] += gained > 0
+            self.happened["rest is lost"] += gained < at_risk
 
     def the_gang_trains(self) -> None:
         for _ in range(self.dice.randint(1, 5)):
@@ -225,8 +236,8 @@ class History:
         assert self.gang_step is not None
         covers_ns = self.worker_ns
         self.later(5_000)
-        self.saved.append(self.gang_step)
-        if self.dice.random() < 0.8:
+        self.saved.append((self.gang_step, covers_ns))
+        if self.dice.random() < 0.6:
             uri = f"step-{self.gang_step}"
             self.send(CheckpointCommitted(self.worker_ns, self.life.state.attempt, self.gang_step, uri, covers_ns))
             if self.worker_ns > covers_ns:
@@ -278,8 +289,11 @@ class History:
             amount = by_category.get(category, 0)
             assert amount >= self.settled_before[category], category
             self.settled_before[category] = amount
-        if self.life.phase is not Phase.RUNNING:
-            assert Category.AT_RISK not in self.books.ledger.statement(self.life.now_ns).by_category()
+        if self.life.phase not in (Phase.RUNNING, Phase.RECOVERING):
+            assert not self.spent(Category.AT_RISK)
+
+    def spent(self, category: Category) -> int:
+        return self.books.ledger.statement(self.life.now_ns).by_category().get(category) or 0
 
 
 def live(seed: int, steps: int) -> History:
@@ -327,6 +341,8 @@ def test_any_history_keeps_state_commands_and_money_consistent() -> None:
         "ResumeRequested in Suspended",
         "SuspendRequested in Recovering",
         "CheckpointRestored in Recovering",
+        "unheard checkpoint saves work",
+        "rest is lost",
         "repeated",
         "Refusal",
     ):

@@ -41,6 +41,7 @@ from orchestrator.lifecycle import (
 from tests.lifecycle.life import SECOND, Life
 
 MakeLife = Callable[..., Life]
+REST_IS_LOST = SettleWork(None, useful=False)
 
 
 def running(life: Life) -> Life:
@@ -60,25 +61,25 @@ def test_a_loss_and_then_success(submit: MakeLife) -> None:
         StartAttempt(1),
     )
     # 2. it trains and saves
-    life.tell(CheckpointRestored, step=0, uri=None)
+    life.tell(CheckpointRestored, step=0, uri=None, covers_ns=None)
     assert life.tell(FirstStepDone, step=1) == (BookActivity(Activity.TRAINING, life.now_ns),)
     life.train_to(2, 3, 4)
     assert life.save(4) == (SettleWork(life.now_ns - SECOND // 2, useful=True),)
-    # 3. a worker dies two steps later: those are lost
+    # 3. a worker dies two steps later: those stay at risk
     life.train_to(5, 6)
     assert life.lose(message="rank 1 was killed") == (
         BookActivity(Activity.RESTART, life.now_ns),
-        SettleWork(life.now_ns, useful=False),
         StartAttempt(2),
     )
     assert life.state.message == "A worker process was lost. rank 1 was killed. Attempt 2 follows."
     assert (life.state.step, life.state.attempt_step, life.state.preemption_restarts) == (6, 0, 1)
     # 4. the second attempt continues from the checkpoint and finishes
-    life.begin(4, "step-00000004")
+    assert life.tell(CheckpointRestored, step=4, uri="step-00000004", covers_ns=life.now_ns) == (REST_IS_LOST,)
+    life.tell(FirstStepDone, step=5)
     life.train_to(6, 7, 8)
     assert life.tell(AttemptEnded, reason="Completed", message="", step=8) == (
         BookActivity(Activity.SHUTDOWN, life.now_ns),
-        SettleWork(life.now_ns, useful=True),
+        SettleWork(None, useful=True),
         ReleaseMachines(),
     )
     assert life.phases() == [
@@ -164,7 +165,7 @@ def test_suspend_saves_and_resume_continues(submit: MakeLife) -> None:
     life.train_to(2, 3)
     life.tell(SuspendRequested)
     life.save(3)
-    assert life.lose("Stopped")[1] == SettleWork(life.now_ns, useful=True)
+    assert life.lose("Stopped")[1] == SettleWork(None, useful=True)
     assert life.state.message == "Suspended on request. Resume continues from step 3."
     life.tell(SuspendRequested)  # asking twice is fine
     life.tell(ResumeRequested)
@@ -185,7 +186,7 @@ def test_suspend_without_a_save_loses_what_was_at_risk(submit: MakeLife) -> None
     life.train_to(2)
     life.tell(SuspendRequested)
     life.lose("WorkerLost", "rank 0 was killed.")
-    assert life.commands[1] == SettleWork(life.now_ns, useful=False)
+    assert life.commands[1] == REST_IS_LOST
     assert life.state.phase is Phase.SUSPENDED
     assert life.state.message == (
         "Suspended on request. The attempt ended on its own: WorkerLost. rank 0 was killed. "
@@ -201,7 +202,7 @@ def test_a_save_before_newer_steps_does_not_cover_them(submit: MakeLife) -> None
     life.tell(SuspendRequested)
     life.save(2)
     life.train_to(3)
-    assert life.lose("Stopped")[1] == SettleWork(life.now_ns, useful=False)
+    assert life.lose("Stopped")[1] == REST_IS_LOST
 
 
 def test_cancel_overrides_suspend_and_not_the_other_way_round(submit: MakeLife) -> None:
@@ -242,7 +243,7 @@ def test_overdue_is_not_a_sign_of_life(submit: MakeLife) -> None:
     life.tell(CancelRequested)
     life.tell(StopOverdue)
     assert not life.state.attempt_seen
-    life.tell(CheckpointRestored, step=0, uri=None)
+    life.tell(CheckpointRestored, step=0, uri=None, covers_ns=None)
     assert life.state.attempt_seen
 
 
@@ -263,7 +264,7 @@ def test_events_of_an_old_attempt_change_nothing(submit: MakeLife) -> None:
     life = running(submit())
     life.lose()
     stale: list[tuple[type[Event], dict[str, Any]]] = [
-        (CheckpointRestored, {"step": 9, "uri": "x"}),
+        (CheckpointRestored, {"step": 9, "uri": "x", "covers_ns": 0}),
         (FirstStepDone, {"step": 10}),
         (CheckpointCommitted, {"step": 10, "uri": "x", "covers_ns": 0}),
         (CaughtUp, {}),
@@ -334,7 +335,7 @@ def test_every_checkpoint_refused_means_from_the_beginning(submit: MakeLife) -> 
     life = running(submit())
     life.save(1)
     life.lose()
-    life.tell(CheckpointRestored, step=0, uri=None)
+    life.tell(CheckpointRestored, step=0, uri=None, covers_ns=None)
     assert (life.state.checkpoint_step, life.state.checkpoint_uri, life.state.checkpoint_ns) == (None, None, None)
     assert life.state.settled_step == 1
 
@@ -346,6 +347,49 @@ def test_a_checkpoint_nobody_heard_of_is_taken_up(submit: MakeLife) -> None:
     life.lose()
     life.begin(5, "step-00000005")
     assert (life.state.checkpoint_step, life.state.step) == (5, 6)
+
+
+def test_what_an_unheard_checkpoint_covers_is_useful(submit: MakeLife) -> None:
+    """1. step 3 is saved, and 6 is durable when the gang dies, but unheard; 2. an attempt dies before it says where it
+    starts: nothing is decided; 3. the next one starts from 6: useful until the end of step 6, and the rest is lost; 4.
+    that is said once; 5. step 6 is settled, so that saving it again is no progress and makes nothing useful."""
+    life = running(submit())
+    life.save(3)
+    life.train_to(6)
+    covers_ns = life.now_ns + SECOND // 2
+    life.train_to(8)
+    for attempt in (2, 3):
+        assert life.lose()[0] == BookActivity(Activity.RESTART, life.now_ns)
+        assert life.commands[1:] == (StartAttempt(attempt),)
+    restored = {"step": 6, "uri": "step-00000006", "covers_ns": covers_ns}
+    assert life.tell(CheckpointRestored, **restored) == (SettleWork(covers_ns, useful=True), REST_IS_LOST)
+    assert (life.state.settled_step, life.state.checkpoint_step) == (6, 6)
+    assert life.tell(CheckpointRestored, **restored) == ()
+    assert life.tell(FirstStepDone, step=7) == (BookActivity(Activity.TRAINING, life.now_ns),)
+    assert life.tell(CheckpointRestored, **restored) == ()
+    assert life.save(6) == (SettleWork(life.now_ns - SECOND // 2, useful=False),)
+    assert not life.state.progressed
+
+
+@pytest.mark.parametrize(("step", "covers_ns"), [(0, None), (3, 7), (5, None)])
+def test_what_no_state_covers_is_lost(submit: MakeLife, step: int, covers_ns: int | None) -> None:
+    """A start from the beginning, from what is settled already, or from a state of unknown time makes nothing useful."""
+    life = running(submit())
+    life.save(3)
+    life.train_to(5)
+    life.lose()
+    uri = f"step-{step:08d}" if step else None
+    assert life.tell(CheckpointRestored, step=step, uri=uri, covers_ns=covers_ns) == (REST_IS_LOST,)
+    assert life.state.settled_step == 3
+
+
+def test_an_attempt_that_never_says_where_it_starts_saves_nothing(submit: MakeLife) -> None:
+    """Its first step settles what was at risk before it as lost, and a report that comes later settles nothing."""
+    life = running(submit())
+    life.lose()
+    assert life.tell(FirstStepDone, step=1) == (REST_IS_LOST, BookActivity(Activity.TRAINING, life.now_ns))
+    assert life.tell(FirstStepDone, step=1) == (BookActivity(Activity.TRAINING, life.now_ns),)
+    assert life.tell(CheckpointRestored, step=1, uri="x", covers_ns=life.now_ns) == ()
 
 
 def test_settlement_does_not_reach_into_the_future(submit: MakeLife) -> None:

@@ -41,7 +41,7 @@ SAMPLES: tuple[Event, ...] = (
     Admitted(5, "m"),
     TooLargeForCluster(5, "m"),
     StartDeadlinePassed(5, "m"),
-    CheckpointRestored(5, 1, 0, None),
+    CheckpointRestored(5, 1, 0, None, None),
     FirstStepDone(5, 1, 1),
     CheckpointCommitted(5, 1, 1, "u", 4),
     CaughtUp(5, 1),

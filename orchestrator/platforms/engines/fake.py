@@ -149,7 +149,7 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
     seconds_per_step = float(env.get("PRETEND_SECONDS_PER_STEP") or 0)
     pace = threading.Event()
     kept = Path(assignment["checkpoint_uri"]) / "pretend.json"
-    start = json.loads(kept.read_text())["step"] if kept.exists() else 0
+    start, covers_ns = _kept(kept)
     link.send(
         {
             "kind": "started",
@@ -166,7 +166,14 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
         return {"outcome": "succeeded", "reason": "Completed", "step": total, "metrics": {}, "model_uri": None}
     link.send({"kind": "plan", "total_steps": total, "world_size": assignment["world_size"], "at_ns": clock.now_ns()})
     link.send(
-        {"kind": "restored", "step": start, "uri": str(kept) if start else None, "refused": [], "at_ns": clock.now_ns()}
+        {
+            "kind": "restored",
+            "step": start,
+            "uri": str(kept) if start else None,
+            "covers_ns": covers_ns,
+            "refused": [],
+            "at_ns": clock.now_ns(),
+        }
     )
     saved = 0
     for step in range(start + 1, total + 1):
@@ -189,7 +196,7 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
         wishes = link.wishes()
         if step % every == 0 or wishes.checkpoint > saved or wishes.stop:
             saved = wishes.checkpoint
-            _keep(kept, step)
+            _keep(kept, step, now_ns)
             link.send(
                 {
                     "kind": "checkpoint",
@@ -215,8 +222,16 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
     }
 
 
-def _keep(file: Path, step: int) -> None:
+def _kept(file: Path) -> tuple[int, int | None]:
+    """The step that is kept, and when it ended; 0 and None when there is none."""
+    if not file.exists():
+        return 0, None
+    kept = json.loads(file.read_text())
+    return kept["step"], kept["covers_ns"]
+
+
+def _keep(file: Path, step: int, covers_ns: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps({"step": step}))
+    aside.write_text(json.dumps({"step": step, "covers_ns": covers_ns}))
     aside.replace(file)
