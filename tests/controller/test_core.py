@@ -13,7 +13,7 @@ from orchestrator.controller.driver import Driver, Update
 from orchestrator.controller.hearing import hear
 from orchestrator.domain.clock import SystemClock
 from orchestrator.domain.errors import Conflict, InvalidSpec, NotFound, StaleEpoch, StorageError
-from orchestrator.lifecycle import Phase
+from orchestrator.lifecycle import CheckpointRestored, Phase
 from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard
 from tests.controller.world import GATES, Gate, World, document
 
@@ -342,6 +342,20 @@ class _Talkative:
 
 def _request(attempt: int) -> RunRequest:
     return RunRequest("uid", "default", "talk", attempt, 1, 1, 0, None, "module:loop", {})
+
+
+def test_what_a_restored_state_covers_ends_by_now(world: World) -> None:
+    """A worker whose clock was ahead when it saved cannot make the time that its checkpoint covers reach beyond now."""
+    world.submit("ahead", steps=2, allowed=1)
+    record = world.until_phase("ahead", Phase.RUNNING)
+    now_ns = record.progress["heard_ns"]
+    for covers_ns, bounded in ((now_ns + 10**12, now_ns), (now_ns - 5, now_ns - 5), (None, None)):
+        told = {"kind": "restored", "step": 1, "uri": "x", "covers_ns": covers_ns, "at_ns": now_ns}
+        (event,) = hear(record, Update(99, 1, told), now_ns).events
+        assert isinstance(event, CheckpointRestored)
+        assert event.covers_ns == bounded
+    GATES["ahead"].open(9)
+    world.until_phase("ahead", Phase.SUCCEEDED)
 
 
 def test_steps_that_were_never_heard_of_are_told_again(world: World) -> None:

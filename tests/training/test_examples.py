@@ -63,6 +63,7 @@ def test_a_user_s_function_resumes_exactly(tmp_path: Path) -> None:
     launched = launch([cut])
     assert launched.codes == [0, 0], launched.output
     assert [event["step"] for event in cut.events("restored")] == [0, 70, 100]
+    assert [event["covers_ns"] is None for event in cut.events("restored")] == [True, False, False]
     assert cut.losses() == whole.losses()
     assert cut.outcome()["result"]["metrics"] == whole.outcome()["result"]["metrics"]
 

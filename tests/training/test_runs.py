@@ -72,7 +72,7 @@ def test_a_run_tells_the_whole_story(undisturbed: dict[str, Run]) -> None:
     (plan,) = run.events("plan")
     assert (plan["total_steps"], plan["train_samples"], plan["micro_batch"], plan["accumulation"]) == (8, 144, 6, 1)
     (restored,) = run.events("restored")
-    assert (restored["step"], restored["uri"], restored["refused"]) == (0, None, [])
+    assert (restored["step"], restored["uri"], restored["covers_ns"], restored["refused"]) == (0, None, None, [])
     (counts,) = run.events("data")
     assert (counts["read"], counts["train"], counts["validation"], counts["test"]) == (180, 144, 18, 18)
     assert [event["samples_seen"] for event in run.events("step")] == [12 * n for n in range(1, 9)]
@@ -133,6 +133,7 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(
     before, after = undisturbed[name], resumed[name]
     (restored,) = [event for event in after.events("restored") if event["uri"] is not None]
     assert restored["step"] == (3 if name in STAGES else 5)
+    assert 0 < restored["covers_ns"] < restored["at_ns"]
     assert after.losses() == before.losses()
     assert model_digest(after) == model_digest(before)
     assert after.outcome()["result"]["metrics"] == before.outcome()["result"]["metrics"]
