@@ -184,7 +184,8 @@ class Context:
         """Whether there is a journal to start a controller from."""
         from orchestrator.controller.home import Home
 
-        return bool(self.settings.journal) or Home(self.settings.home_path).journal_file.exists()
+        file = Home(self.settings.home_path).journal_file
+        return bool(self.settings.journal) or (file.exists() and file.stat().st_size > 0)
 
     def job(self, text: str) -> tuple[str, str]:
         """(namespace, name) from `name` or `namespace/name`. Raises `UsageError`."""

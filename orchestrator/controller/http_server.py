@@ -128,7 +128,10 @@ class Guard:
             return problem_response(AuthError(what, hint="use http://127.0.0.1 or the address it listens on"), 403)
         if scope["path"] not in OPEN_PATHS and not self._knows(headers.get(b"authorization")):
             what = "the token is wrong" if b"authorization" in headers else "a token is needed"
-            hint = "send `Authorization: Bearer <token>`; the token is in the file `token` of the controller's home"
+            hint = (
+                "it is in the file `token` of the controller's home: set ORCHESTRATE_TOKEN to it, or send it as "
+                "`Authorization: Bearer <token>`"
+            )
             return problem_response(AuthError(what, hint=hint))
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:

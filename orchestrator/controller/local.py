@@ -92,19 +92,17 @@ def ensure_server(settings: Settings, say: Say, environ: Mapping[str, str], cloc
         found = find_server(settings, environ)
         if found is not None:
             return found
-        without_address = read_server_file(home) is None
-        if without_address:
+        if read_server_file(home) is None:
             found = _lost_address(settings, home)
             if found is not None:
                 return found
+            _port_is_free(settings)  # else a predecessor may still hold it, or be coming back
         began_ns = clock.monotonic_ns()
         say(
             "Starting Ray and the controller on this machine (about 10 s) ..."
             if settings.engine == "ray"
             else "Starting the controller on this machine ..."
         )
-        if without_address:  # else a predecessor may still hold the port, or be coming back
-            _port_is_free(settings)
         url = (_start_ray if settings.engine == "ray" else _start_plain)(settings, say, environ, lock)
         say(f"The controller is up at {url} ({seconds_between(began_ns, clock.monotonic_ns()):.1f} s).")
     token = home.token()

@@ -46,8 +46,9 @@ def run(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
         raise as_worker_failure(error, error.__cause__) from error
     except OSError as error:
         if is_full(error):
+            where = error.filename2 or error.filename  # of a copy, the second is the new file
             raise WorkerFailed(
-                Reason.STORAGE_FULL, f"cannot write {error.filename}: {error.strerror}", "free space"
+                Reason.STORAGE_FULL, f"cannot write {where}: {error.strerror}", "make room there, or use a larger disk"
             ) from error
         raise
     except (MemoryError, RuntimeError) as error:

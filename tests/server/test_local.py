@@ -99,8 +99,10 @@ def test_a_port_in_use_is_told_with_the_remedy(settings: Settings) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", settings.port))
         other.listen()
+        said: list[str] = []
         with pytest.raises(WrongServer, match=rf"port {settings.port} .* in use .*ORCHESTRATE_PORT"):
-            ensure(settings)
+            ensure(settings, said.append)
+        assert said == [], "a start was promised"
     assert local.read_server_file(Home(settings.home_path)) is None
 
 
