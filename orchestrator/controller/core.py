@@ -27,23 +27,23 @@ from orchestrator import __version__
 from orchestrator.accounting import (
     CategoryBooked,
     Ledger,
-    MachineHeld,
     MachineReleased,
     PriceBook,
     Statement,
     WorkSettled,
 )
+from orchestrator.controller import terms
 from orchestrator.controller.hearing import fresh, hear
 from orchestrator.controller.home import Home
 from orchestrator.controller.hosts import DriverHost, Gone, Heard
 from orchestrator.controller.journal.base import SCHEMA_VERSION, JobRecord, Journal
-from orchestrator.controller.queueing import Need, look
+from orchestrator.controller.queueing import look
 from orchestrator.controller.secrecy import cut_out, keep, put_back, recall
 from orchestrator.controller.turn import Book, Turn
-from orchestrator.controller.views import cost_document, resource, world_size
+from orchestrator.controller.views import cost_document, resource
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, to_rfc3339
 from orchestrator.domain.errors import Conflict, InternalError, NotFound, OrchestrateError, StaleEpoch, StorageError
-from orchestrator.domain.quantities import parse_bytes, parse_duration_ns
+from orchestrator.domain.quantities import parse_duration_ns
 from orchestrator.lifecycle import (
     Activity,
     Admitted,
@@ -73,7 +73,7 @@ from orchestrator.lifecycle import (
     TooLargeForCluster,
     transition,
 )
-from orchestrator.platforms.engines.base import WORKER_LOOP, RunRequest
+from orchestrator.platforms.engines.base import WORKER_LOOP
 
 log = logging.getLogger(__name__)
 
@@ -566,7 +566,7 @@ class Controller:
         assert record is not None
         if isinstance(event, AttemptEnded) and event.reason == "DriverLost" and event.attempt == record.state.attempt:
             self._book_dead_time(turn, record)
-        decision = transition(record.state, event, _limits(record))
+        decision = transition(record.state, event, terms.limits(record))
         if decision.entry is not None:
             turn.tell(uid, decision.entry)
         if decision.state is not record.state:
@@ -585,7 +585,10 @@ class Controller:
     def _carry_out(self, turn: Turn, uid: str, command: Command, event: Event) -> None:
         match command:
             case HoldMachines(workers):
-                self._hold(turn, uid, workers)
+                record = turn.get(uid)
+                assert record is not None
+                for held in terms.machines(record, self.prices, workers, turn.now_ns):
+                    turn.book(uid, held)
             case ReleaseMachines():
                 for machine in turn.held_machines(uid):
                     turn.book(uid, MachineReleased(turn.now_ns, machine))
@@ -610,30 +613,6 @@ class Controller:
 
     def _in(self, seconds: float) -> int:
         return self.clock.monotonic_ns() + round(seconds * NANOSECONDS_PER_SECOND)
-
-    def _hold(self, turn: Turn, uid: str, workers: int) -> None:
-        record = turn.get(uid)
-        assert record is not None
-        offering = self.prices.local_offering()
-        billing = self.prices.billing
-        for worker in range(workers):
-            turn.book(
-                uid,
-                MachineHeld(
-                    turn.now_ns,
-                    machine=f"{uid}/{record.state.attempt}/{worker}",
-                    instance_type=offering.instance_type,
-                    zone=offering.zone,
-                    capacity_type=offering.capacity_type.value,
-                    gpus=int(record.document["spec"]["workers"].get("gpus", 0)),
-                    price_nanodollars_per_hour=offering.price_nanodollars_per_hour,
-                    list_price_nanodollars_per_hour=offering.list_price_nanodollars_per_hour,
-                    price_source=f"{offering.instance_type}: {offering.price_source}",
-                    billed=offering.billed,
-                    granularity_ns=billing.granularity_seconds * NANOSECONDS_PER_SECOND,
-                    minimum_ns=billing.minimum_seconds * NANOSECONDS_PER_SECOND,
-                ),
-            )
 
     def _stop(self, turn: Turn, uid: str, attempt: int, save: bool) -> None:
         waiting = [entry for entry in self._delayed if entry[1] == uid]
@@ -663,44 +642,12 @@ class Controller:
             if record is None or not record.state.phase.holds_machines or record.state.attempt != attempt:
                 continue
             try:
-                request = self._request_of(record)
+                document = put_back(record.document, recall(self.home.secrets_file(uid)))
+                request = terms.run_request(record, document, self.home, self._worker_loop)
             except StorageError as error:
                 self._apply(turn, uid, AttemptEnded(turn.now_ns, attempt, "StorageFailed", str(error), 0))
             else:
                 turn.actions.append(partial(self._host.start, request, self.home.run_dir(uid)))
-
-    def _request_of(self, record: JobRecord) -> RunRequest:
-        document = put_back(record.document, recall(self.home.secrets_file(record.uid)))
-        spec = document["spec"]
-        workers, runtime = spec["workers"], spec.get("runtime", {})
-        run_dir = self.home.run_dir(record.uid)
-        uri = spec.get("checkpoint", {}).get("uri")
-        gpus, memory = int(workers.get("gpus", 0)), workers.get("memory")
-        cpus = int(workers["cpus"])
-        assignment = {
-            "job": {"namespace": record.namespace, "name": record.name, "uid": record.uid},
-            "spec": dict(document),
-            "attempt": record.state.attempt,
-            "workers": record.state.workers,
-            "world_size": world_size(record.document),
-            "run_dir": str(run_dir),
-            "checkpoint_uri": self.home.checkpoint_uri(record.uid, record.name, uri),
-            "working_dir": record.working_dir or str(run_dir),
-            "threads": max(1, cpus // max(1, gpus)),
-        }
-        return RunRequest(
-            uid=record.uid,
-            namespace=record.namespace,
-            name=record.name,
-            attempt=record.state.attempt,
-            workers=record.state.workers,
-            cpus_per_worker=cpus,
-            gpus_per_worker=gpus,
-            memory_bytes_per_worker=None if memory is None else parse_bytes(memory),
-            worker_loop=self._worker_loop,
-            assignment=assignment,
-            env={variable["name"]: variable.get("value", "") for variable in runtime.get("env", [])},
-        )
 
     def _lose_patience(self, turn: Turn) -> None:
         now_ns = self.clock.monotonic_ns()
@@ -728,8 +675,8 @@ class Controller:
             if deadline is not None and turn.now_ns - record.created_ns > parse_duration_ns(deadline):
                 self._apply(turn, record.uid, StartDeadlinePassed(turn.now_ns, f"It waited for more than {deadline}."))
         waiting = [r for record in waiting if (r := turn.get(record.uid)) is not None and not r.state.phase.ended]
-        holding = [_need(record) for record in active if record.state.phase.holds_machines]
-        for verdict in look([_need(record) for record in waiting], holding, self._host.room()):
+        holding = [terms.need(record) for record in active if record.state.phase.holds_machines]
+        for verdict in look([terms.need(record) for record in waiting], holding, self._host.room()):
             before = turn.get(verdict.uid)
             assert before is not None
             if verdict.kind == "admit":
@@ -738,24 +685,6 @@ class Controller:
                 self._apply(turn, verdict.uid, TooLargeForCluster(turn.now_ns, verdict.message))
             elif before.state.phase is Phase.PENDING or before.state.message != verdict.message:
                 self._apply(turn, verdict.uid, Queued(turn.now_ns, verdict.message))
-
-
-def _need(record: JobRecord) -> Need:
-    workers = record.document["spec"]["workers"]
-    count, memory = record.state.workers, workers.get("memory")
-    return Need(
-        uid=record.uid,
-        priority=int(record.document["spec"].get("priority", 0)),
-        submitted_ns=record.created_ns,
-        cpus=count * int(workers["cpus"]),
-        gpus=count * int(workers.get("gpus", 0)),
-        memory_bytes=0 if memory is None else count * parse_bytes(memory),
-    )
-
-
-def _limits(record: JobRecord) -> Limits:
-    failure = record.document["spec"].get("failure", {})
-    return Limits(failure.get("maxRestarts", 0), failure.get("maxPreemptions"))
 
 
 def _refuse(items: Sequence[_Item], error: OrchestrateError) -> None:
