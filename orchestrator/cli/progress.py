@@ -21,6 +21,7 @@ class Milestones:
 
     def __init__(self, *, tenths: bool, checkpoints: bool) -> None:
         self._phase: tuple[str, int] | None = None
+        self._message = ""
         self._metrics: dict[str, dict[str, Any]] = {}
         self._checkpoint: int | None = None
         self._tenth = 0
@@ -31,8 +32,9 @@ class Milestones:
         lines: list[str] = []
         attempt = int(job.status.get("attempt") or 0)
         phase = [f"{job.phase}: {job.message}" if job.message else job.phase]
-        if (job.phase, attempt) == self._phase:
-            phase = []
+        if (job.phase, attempt) == self._phase and (job.phase != "Running" or job.message in ("", self._message)):
+            phase = []  # a running job's message changes only when it is asked to stop, or can be watched no more
+        self._message = job.message
         metrics = job.metrics()
         for split, values in metrics.items():
             if values != self._metrics.get(split):

@@ -186,6 +186,8 @@ class Controller:
         """Current jobs, newest first, as of a book and a version: ten thousand need not be sorted at every request."""
         self._closing = threading.Event()
         self._healthy = False
+        self._refusal: StorageError | None = None
+        """Why the journal took nothing lately; None when it does."""
         self._epoch = 0
         self._started_ns = clock.now_ns()
         self._last_commit_ns: int | None = None
@@ -304,14 +306,18 @@ class Controller:
             return ledger.statement(ended_ns if ended_ns is not None else self.clock.now_ns())
 
     def view(self, record: JobRecord) -> dict[str, Any]:
-        """The resource with its status, as of now."""
+        """The resource with its status, as of now. While the journal refuses, the message of a job that has not ended says
+        so: what became of it since cannot be known from here."""
         version = self._version
         # Read after the version: a resource that is older than its version would make a long poll miss a change.
         record = self._book.records.get(record.uid, record)
         cost = record.cost
         if cost is None and record.state.phase.holds_machines:
             cost = cost_document(self.statement(record.uid), record.samples_kept)
-        return resource(record, cost, version)
+        document = resource(record, cost, version)
+        if (refusal := self._refusal) is not None and not record.state.phase.ended:
+            document["status"]["message"] = f"nothing new is known, since the journal refuses it: {refusal}"
+        return document
 
     def wait_for_change(self, after_version: int, timeout_seconds: float) -> int:
         """Wait until something was committed after `after_version`; the newest version."""
@@ -409,10 +415,10 @@ class Controller:
             self._forget(turn, due)
             if self._healthy:
                 log.error("the journal refuses: %s", error)
-            self._healthy = False
+            self._healthy, self._refusal = False, error
             _refuse(items, error)
             return [item for item in items if not isinstance(item, _Submit | _Ask)]
-        self._healthy = True
+        self._healthy, self._refusal = True, None
         with self._changed:
             for record in turn.commit.jobs.values():
                 self._book.put(record)

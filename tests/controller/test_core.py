@@ -242,12 +242,15 @@ def test_a_full_disk_refuses_requests_and_loses_nothing(world: World) -> None:
     with pytest.raises(StorageError, match="full"):
         world.submit("refused")
     GATES["steady"].open(5)
+    status = world.controller.view(world.job("steady"))["status"]
+    assert "the journal refuses it: the disk is full; make room" in status["message"]
     while_full = world.controller.ready
     assert while_full is False
     world.journal.full = False
     record = world.until_phase("steady", Phase.SUCCEEDED)
     assert [row.step for row in world.journal.steps(record.uid)] == list(range(1, 7))
     assert world.controller.ready
+    assert world.controller.view(record)["status"]["message"] == "All steps are done."
     with pytest.raises(NotFound):
         world.job("refused")
 
