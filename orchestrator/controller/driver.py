@@ -12,6 +12,8 @@ variables of the job are struck out of everything that is heard, before it is ke
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import traceback
 import uuid
@@ -156,11 +158,16 @@ class Driver:
     def _write_log(self, name: str, attempt: int, lines: list[str]) -> None:
         if missing := self._unwritten[name]:
             lines = [f"({missing} lines are missing here: the log could not be written)", *lines]
+        file, size = self._logs / f"{name}.log", None
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
-            with open(self._logs / f"{name}.log", "a", encoding="utf-8", errors="replace") as log:
+            with open(file, "a", encoding="utf-8", errors="replace") as log:
+                size = log.tell()
                 log.writelines(f"[{attempt}] {line}\n" for line in lines)
         except OSError:
             self._unwritten[name] += len(lines) - bool(missing)
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(file, size)  # no half line stays
         else:
             del self._unwritten[name]

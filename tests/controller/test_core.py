@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +329,26 @@ def test_a_log_that_cannot_be_written_costs_its_lines_and_not_the_attempt(tmp_pa
         "[2] (2 lines are missing here: the log could not be written)\n[2] one\n[2] two\n"
     )
     assert "RuntimeError: the engine broke" in (blocked / "driver.log").read_text()
+
+
+def test_no_half_line_stays_in_a_log_that_was_full(tmp_path: Path) -> None:
+    """1. a file may have 10 bytes: the second of two lines does not fit whole. 2. there is room again: the log tells how
+    many are missing, and begins with that line."""
+    driver = Driver(_Talkative(), SystemClock(), tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        driver.start(_request(attempt=1))
+        (ended,) = driver.updates(0, wait_seconds=20.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    driver.start(_request(attempt=2))
+    driver.updates(ended.seq, wait_seconds=20.0)
+    assert (tmp_path / "logs" / "rank-0.log").read_text().splitlines() == [
+        "[2] (2 lines are missing here: the log could not be written)",
+        "[2] one",
+        "[2] two",
+    ]
 
 
 class _Talkative:
