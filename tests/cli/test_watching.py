@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.cli.progress import Milestones
+from orchestrator.cli.view import JobView
 from tests.cli.conftest import Cli
 from tests.cli.fake_controller import FakeController, resource
 
@@ -272,3 +274,18 @@ def test_wait_prints_the_receipt(cli: Cli, controller: FakeController) -> None:
     """`wait -o receipt` ends with the bill."""
     controller.add(resource(phase="Succeeded"))
     assert "$0.7854" in cli("wait", "sentiment", "-o", "receipt").out
+
+
+def test_a_running_job_s_new_message_is_told_once() -> None:
+    """While the phase stays Running, another message is news, once; a step is not."""
+
+    def looked_at(message: str, step: int) -> list[str]:
+        status = {"phase": "Running", "attempt": 1, "message": message, "progress": {"step": step}}
+        return milestones.news(JobView({"metadata": {"name": "m", "namespace": "default"}, "status": status}))
+
+    milestones = Milestones(tenths=False, checkpoints=False)
+    assert looked_at("attempt 1 trains", 1) == ["Running: attempt 1 trains"]
+    assert looked_at("attempt 1 trains", 2) == []
+    assert looked_at("nothing new is known", 2) == ["Running: nothing new is known"]
+    assert looked_at("nothing new is known", 2) == []
+    assert looked_at("attempt 1 trains", 3) == ["Running: attempt 1 trains"]
