@@ -72,4 +72,7 @@ def _lacking(need: Need, cpus: int, gpus: int, memory_bytes: int | None) -> str:
 
 
 def _amounts(need: Need) -> str:
-    return f"{need.cpus} CPUs" + (f" and {need.gpus} GPUs" if need.gpus else "")
+    def some(count: int, what: str) -> str:
+        return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+    return some(need.cpus, "CPU") + (f" and {some(need.gpus, 'GPU')}" if need.gpus else "")

@@ -120,7 +120,7 @@ class RayTrainEngine:
         late.daemon = True
         late.start()
         try:
-            with tempfile.TemporaryDirectory(prefix="orchestrate-ray-train-") as storage:
+            with tempfile.TemporaryDirectory(prefix="ray-train-", dir=request.assignment.get("run_dir")) as storage:
                 outcome = self._fit(run, storage)
         finally:
             late.cancel()
