@@ -97,25 +97,6 @@ generate: $(STAMP) ## Write the generated pages and the golden schema anew
 	@for page in $(PAGES); do COLUMNS=120 $(BIN)/python -m orchestrator.$${page#*=}.reference > $${page%=*}; done
 	$(BIN)/orchestrate schema > tests/golden/schema.json
 
-format: $(STAMP)
-	$(BIN)/ruff format --check .
-check-lint: $(STAMP)
-	$(BIN)/ruff check .
-check-types: $(STAMP)
-	$(BIN)/mypy
-check-imports: $(STAMP)
-	$(BIN)/lint-imports
-check-spelling: $(STAMP)
-	$(BIN)/codespell
-check-claims: $(STAMP)
-	$(BIN)/interrogate --quiet tests || $(BIN)/interrogate -vv --omit-covered-files tests
-check-generated: $(STAMP)
-	$(BIN)/python -m orchestrator.spec.reference | diff -u docs/job-reference.md - \
-	  || { echo "docs/job-reference.md is not what the models say: make generate"; exit 1; }
-
-generate: $(STAMP) ## Write the generated pages anew
-	$(BIN)/python -m orchestrator.spec.reference > docs/job-reference.md
-
 format: $(STAMP) ## Let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
