@@ -85,7 +85,7 @@ class Home:
 
     def _write_token(self) -> None:
         """Whoever links it first wins, so that two starters agree on one token, which is never seen half-written."""
-        aside = self.path / f"token.{os.getpid()}"
+        aside = self.path / f"token.{secrets.token_hex(8)}"
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(32) + "\n")

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 
 from orchestrator.accounting import Category, Ledger
 
+_ACTIVITIES = frozenset({Category.PROVISIONING, Category.RESTART, Category.SHUTDOWN})
+"""What a gang can be busy with beside training. The other categories are given by settling, for good."""
+
 
 @dataclass(slots=True)
 class Amounts:
@@ -68,7 +71,7 @@ def amounts_of(ledger: Ledger, until_ns: int) -> Amounts:
         amounts.cost[capacity] += segment.cost_nanodollars
         if segment.category is Category.AT_RISK:
             amounts.at_risk += segment.cost_nanodollars
-        elif segment.machine in held and segment.end_ns == statement.until_ns:
+        elif segment.category in _ACTIVITIES and segment.machine in held and segment.end_ns == statement.until_ns:
             amounts.ongoing += segment.cost_nanodollars
         else:
             amounts.settled[segment.category.value, capacity] += segment.cost_nanodollars

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -156,6 +156,7 @@ def test_amounts_lose_no_digit() -> None:
     assert 'capacity_type="spot"} 9007199.254740993\n' in render(snapshot(sample(amounts)))
 
 
+@example(seed=52_332_777)  # lost work that ended at the scrape once counted as going on
 @given(seed=st.integers(min_value=0, max_value=2**32))
 def test_counters_never_fall(seed: int) -> None:
     """Over random lives of a job, scraped at any commit: no counter falls, and cost = settled + at risk + ongoing."""
