@@ -107,7 +107,7 @@ def judge(journal: Path, acknowledged: dict[str, str]) -> dict[str, Any]:
         "doubled": sum(len(uids) > 1 for uids in found.values()),
         "unended": sum(ends.get(uid, 0) != 1 for uid in acknowledged.values()),
         "attempts": sum(json.loads(state)["attempt"] for _, _, state in rows),
-        "journal_bytes": journal.stat().st_size,
+        "journal_bytes": sum(file.stat().st_size for file in journal.parent.glob(f"{journal.name}*")),
     }
 
 

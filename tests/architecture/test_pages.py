@@ -33,7 +33,8 @@ def test_relative_links_lead_somewhere(repository: Path) -> None:
 def test_make_targets_on_pages_exist(repository: Path) -> None:
     """Every `make TARGET` that a page shows is a target of the Makefile."""
     makefile = (repository / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE)) | {"bench-"}
+    benches = {f"bench-{path.stem}" for path in (repository / "benchmarks").glob("[a-z]*.py")}
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE)) | {"bench-"} | benches
     unknown = [
         f"{page.relative_to(repository)}: make {target}"
         for page in pages(repository)
