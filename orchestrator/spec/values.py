@@ -33,14 +33,21 @@ def shown(value: Any, limit: int = 60) -> str:
     elif isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, str):
-        text = '"' + value.replace("\n", "\\n").replace("\t", "\\t") + '"'
+        text = f'"{_one_line(value)}"'
     elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{key}: {shown(item, 20)}" for key, item in list(value.items())[:4]) + "}"
+        text = (
+            "{" + ", ".join(f"{_one_line(str(key))}: {shown(item, 20)}" for key, item in list(value.items())[:4]) + "}"
+        )
     elif isinstance(value, list):
         text = "[" + ", ".join(shown(item, 20) for item in value[:6]) + "]"
     else:
         text = str(value)
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
+
+
+def _one_line(text: str) -> str:
+    """Line breaks and other unprintable characters escaped, so that a problem stays one line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def wrong(what: str, hint: str) -> PydanticCustomError:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HOMELESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MINIMUM_FILES_PER_PACKAGE = 3
 
@@ -94,6 +96,7 @@ def test_every_direct_dependency_is_pinned(repository: Path) -> None:
     assert [line for line in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
 
 
+@pytest.mark.integration
 def test_wheel_ships_the_presets(repository: Path, tmp_path: Path) -> None:
     """A built wheel holds the typing marker and every DeepSpeed preset, and the code in it finds them there."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import THREAD_GRACE_SECONDS
 
 LEAKY = """
@@ -38,6 +40,7 @@ def test_all_awaited():
 """
 
 
+@pytest.mark.integration
 def test_leaks_fail_their_own_test_and_no_other(tmp_path: Path, repository: Path) -> None:
     """A thread left running and a task left pending each fail that test; tests that tidy up pass."""
     conftest = (repository / "tests" / "conftest.py").read_text(encoding="utf-8")

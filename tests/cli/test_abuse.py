@@ -18,6 +18,8 @@ import pytest
 from tests.cli.conftest import COMMAND, JOB, REPOSITORY, process
 from tests.cli.fake_controller import TOKEN, FakeController, resource, serving
 
+pytestmark = pytest.mark.integration
+
 
 def one_error(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert "Traceback" not in run.stderr

@@ -14,6 +14,8 @@ import pytest
 from tests.cli.conftest import JOB, REPOSITORY
 from tests.cli.fake_controller import TOKEN, FakeController, resource, serving
 
+pytestmark = pytest.mark.integration
+
 ENTRY = "import sys; from orchestrator.cli.main import entry; code = entry(); "
 HEAVY = ("torch", "ray", "kubernetes", "transformers", "deepspeed", "fastapi", "numpy", "pandas", "psycopg")
 TRIES = 5

@@ -59,6 +59,7 @@ def check(journal: Journal, round_: int, acknowledged: int) -> None:
         assert counts == {5}, uid
 
 
+@pytest.mark.integration
 def test_killed_twenty_times_nothing_is_lost_or_halved(tmp_path: Path, repository: Path) -> None:
     """SIGKILL in the midst of commits to SQLite, twenty times: every acknowledged commit is there, none by half."""
     for round_ in range(KILLS):

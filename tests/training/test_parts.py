@@ -101,6 +101,7 @@ def test_the_presets_are_those_that_the_spec_knows() -> None:
         presets.load_preset("zero9")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_deepspeed_opens_every_preset(name: str, tmp_path: Path) -> None:
     """The installed DeepSpeed takes each preset, finished for a job, and reads from it what was meant."""
@@ -159,6 +160,7 @@ def test_bf16_without_zero_names_its_accumulation_type(tmp_path: Path) -> None:
     assert "data_types" not in configure(None, tmp_path, stage=2, precision="bf16")
 
 
+@pytest.mark.integration
 def test_the_shared_memory_operator_is_not_built() -> None:
     """After `import_deepspeed` a process group starts without ninja and a compiler: nothing is on PATH here."""
     code = """
