@@ -26,7 +26,7 @@ from typing import Any
 from orchestrator.controller.secrecy import Redactor
 from orchestrator.domain.clock import Clock
 from orchestrator.domain.errors import OrchestrateError
-from orchestrator.platforms.engines.base import Engine, Events, Outcome, RunRequest, WishBoard
+from orchestrator.platforms.engines.base import Cadence, Engine, Events, Outcome, RunRequest, WishBoard
 
 MAX_KEPT_UPDATES = 200_000
 """Beyond this many unacknowledged updates (the controller has been away for hours) the oldest step reports are let go."""
@@ -66,7 +66,7 @@ class Driver:
             if request.attempt <= self._attempt:
                 return
             self._attempt = request.attempt
-            self._wishes = WishBoard()
+            self._wishes = WishBoard(request.cadence)
             before = self._thread
             self._thread = threading.Thread(
                 target=self._run, args=(request, self._wishes, before), name=f"attempt-{request.attempt}", daemon=True
@@ -82,6 +82,12 @@ class Driver:
         with self._changed:
             if attempt == self._attempt:
                 self._wishes.wish_stop()
+
+    def wish_cadence(self, attempt: int, cadence: Cadence) -> None:
+        """One for an attempt that this driver has not begun is not needed: its request brings it."""
+        with self._changed:
+            if attempt == self._attempt:
+                self._wishes.wish_cadence(cadence)
 
     def kill(self, attempt: int) -> None:
         with self._changed:

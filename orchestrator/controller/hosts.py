@@ -14,7 +14,7 @@ from typing import Protocol
 
 from orchestrator.controller.driver import Driver, Update
 from orchestrator.domain.clock import Clock
-from orchestrator.platforms.engines.base import Engine, RunRequest
+from orchestrator.platforms.engines.base import Cadence, Engine, RunRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,10 @@ class DriverHost(Protocol):
     def wish_checkpoint(self, uid: str, attempt: int) -> None: ...
 
     def wish_stop(self, uid: str, attempt: int) -> None: ...
+
+    def wish_cadence(self, uid: str, attempt: int, cadence: Cadence) -> None:
+        """From now on the gang saves so often. Twice, or late, is harmless."""
+        ...
 
     def kill(self, uid: str, attempt: int) -> None: ...
 
@@ -121,6 +125,10 @@ class LocalHost:
     def wish_stop(self, uid: str, attempt: int) -> None:
         if (driver := self._driver(uid)) is not None:
             driver.wish_stop(attempt)
+
+    def wish_cadence(self, uid: str, attempt: int, cadence: Cadence) -> None:
+        if (driver := self._driver(uid)) is not None:
+            driver.wish_cadence(attempt, cadence)
 
     def kill(self, uid: str, attempt: int) -> None:
         if (driver := self._driver(uid)) is not None:

@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.controller.driver import Driver, Update
 from orchestrator.controller.hosts import Deliver, Gone, Heard, Room
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, SystemClock
-from orchestrator.platforms.engines.base import Events, RunRequest
+from orchestrator.platforms.engines.base import Cadence, Events, RunRequest, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class DriverActor:
         self._driver = Driver(self._engine, SystemClock(), Path(run_dir))
 
     @ray.method(concurrency_group="gang")
-    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> tuple[int, bool]:
+    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> Wishes:
         return self._engine.exchange(uid, attempt, rank, first, events)
 
     @ray.method(concurrency_group="poll")
@@ -83,6 +83,9 @@ class DriverActor:
 
     def wish_stop(self, attempt: int) -> None:
         self._driver.wish_stop(attempt)
+
+    def wish_cadence(self, attempt: int, cadence: Cadence) -> None:
+        self._driver.wish_cadence(attempt, cadence)
 
     def kill(self, attempt: int) -> None:
         self._driver.kill(attempt)
@@ -149,6 +152,9 @@ class RayHost:
 
     def wish_stop(self, uid: str, attempt: int) -> None:
         self._tasks.put(lambda: self._tell(uid, "wish_stop", attempt))
+
+    def wish_cadence(self, uid: str, attempt: int, cadence: Cadence) -> None:
+        self._tasks.put(lambda: self._tell(uid, "wish_cadence", attempt, cadence))
 
     def kill(self, uid: str, attempt: int) -> None:
         self._tasks.put(lambda: self._tell(uid, "kill", attempt))
@@ -229,16 +235,16 @@ class RayHost:
             .remote(str(run_dir))
         )
 
-    def _tell(self, uid: str, method: str, argument: object) -> None:
+    def _tell(self, uid: str, method: str, *arguments: object) -> None:
         known = self._drivers.get(uid)
         if known is None:
             return
-        reference = getattr(known.handle, method).remote(argument)
+        reference = getattr(known.handle, method).remote(*arguments)
 
         def answered(done: Future[Any]) -> None:
             error = done.exception()
             if isinstance(error, ActorUnavailableError) and self._drivers.get(uid) is known:
-                self._later(UNAVAILABLE_SECONDS, lambda: self._tell(uid, method, argument))
+                self._later(UNAVAILABLE_SECONDS, lambda: self._tell(uid, method, *arguments))
             elif error is not None:
                 self._trouble(known, error)
 

@@ -154,6 +154,8 @@ def _creations(job: TrainingJob, workers: Workers) -> Iterator[Creation]:
     where = job.spec.checkpoint.uri or "$ORCHESTRATE_HOME/jobs/<uid>/checkpoints"
     every = job.spec.checkpoint.every
     cadence = f"every {every} steps" if isinstance(every, int) else f"every {every}"
+    if job.spec.checkpoint.automatic:
+        cadence = "a first one soon, then as often as its measured cost and the interruptions to expect ask for"
     yield Creation("checkpoint", where, f"{cadence}, the newest {job.spec.checkpoint.keep} and the best are kept")
 
 

@@ -463,8 +463,8 @@ class Checkpoint(Part):
     )
     every: CheckpointCadence = Field(
         default=100,
-        description="Steps between two checkpoints, or a duration such as 10m.",
-        json_schema_extra={"x-planned-values": {"Auto": "a cadence chosen from the price of lost work"}},
+        description="Steps between two checkpoints, a duration such as 10m, or Auto: what loses least between the time "
+        "that saving costs and the work that interruptions cost, as measured; `orchestrate events` says what and why.",
     )
     keep: Count = Field(default=2, description="Number of newest checkpoints to keep; the best one is kept as well.")
     verify: bool = Field(
@@ -478,8 +478,13 @@ class Checkpoint(Part):
 
     @property
     def every_ns(self) -> int | None:
-        """Nanoseconds between two checkpoints; None when the cadence is a number of steps."""
-        return parse_duration_ns(self.every) if isinstance(self.every, str) and self.every != "Auto" else None
+        """Nanoseconds between two checkpoints; None when the cadence is a number of steps, or Auto."""
+        return parse_duration_ns(self.every) if isinstance(self.every, str) and not self.automatic else None
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the controller plans the cadence."""
+        return self.every == "Auto"
 
 
 class Budget(Part):

@@ -34,7 +34,7 @@ _NAMED: tuple[tuple[Any, str], ...] = (
     (Duration, "duration (90s, 1h30m)"),
     (ByteSize, "size (512Mi, 16Gi)"),
     (Dollars, 'dollars ("12.50")'),
-    (CheckpointCadence, "whole number or duration"),
+    (CheckpointCadence, "whole number, duration or Auto"),
     (Warmup, "fraction or whole number"),
     (MicroBatch, "whole number or Auto"),
     (EvalCadence, "whole number or epoch"),

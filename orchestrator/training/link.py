@@ -21,6 +21,13 @@ class Wishes:
     """How many times somebody asked to save now, since the job's attempt began."""
     stop: bool = False
     """Save, and return `stopped`."""
+    checkpoint_every_seconds: float | None = None
+    """The time from one checkpoint to the next when `spec.checkpoint.every` is Auto; None while nobody has said."""
+
+
+UNPLANNED_EVERY_SECONDS = 600.0
+"""Time between two checkpoints under Auto where nobody plans it: a run without a controller, which does not know what an
+interruption costs there. Ten minutes lost, at worst, and a save that takes seconds costs under one per cent."""
 
 
 class Link(Protocol):
@@ -40,15 +47,19 @@ class Link(Protocol):
 class JournalLink:
     """Events of one rank as JSON lines in a file; with `screen`, a line for people as well.
 
-    `wish_checkpoint` and `wish_stop` may be called from a signal handler.
+    `wish_checkpoint` and `wish_stop` may be called from a signal handler. `every_seconds` is what it wishes of a job whose
+    `checkpoint.every` is Auto.
     """
 
-    def __init__(self, path: Path, screen: TextIO | None = None) -> None:
+    def __init__(
+        self, path: Path, screen: TextIO | None = None, *, every_seconds: float = UNPLANNED_EVERY_SECONDS
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
         self._screen = screen
         self._checkpoint_wishes = 0
         self._stop = False
+        self._every_seconds = every_seconds
 
     def wish_checkpoint(self) -> None:
         self._checkpoint_wishes += 1
@@ -67,7 +78,7 @@ class JournalLink:
             return
 
     def wishes(self) -> Wishes:
-        return Wishes(self._checkpoint_wishes, self._stop)
+        return Wishes(self._checkpoint_wishes, self._stop, self._every_seconds)
 
     def close(self) -> None:
         self._file.close()

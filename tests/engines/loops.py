@@ -66,14 +66,17 @@ def wait_for_stop(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
 
 
 def tell_wishes(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
-    """Every rank tells the checkpoint wishes that it sees, until it is asked to stop."""
-    rank, seen, pause = rank_of(link), 0, threading.Event()
+    """Every rank tells the checkpoint wishes and cadences that it sees, until it is asked to stop."""
+    rank, seen, every, pause = rank_of(link), 0, None, threading.Event()
     link.send({"kind": "waiting", "rank": rank, "pid": os.getpid()})
     for _ in range(round(PATIENCE_SECONDS / 0.05)):
         wishes = link.wishes()
         if wishes.checkpoint > seen:
             seen = wishes.checkpoint
             link.send({"kind": "saw", "rank": rank, "wish": seen})
+        if wishes.checkpoint_every_seconds != every:
+            every = wishes.checkpoint_every_seconds
+            link.send({"kind": "cadence", "rank": rank, "seconds": every})
         if wishes.stop:
             return {"outcome": "stopped", "reason": "Stopped", "wish": seen}
         pause.wait(0.05)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.platforms.engines.base import Events, Listener, Outcome, RunRequest, WishBoard
+from orchestrator.platforms.engines.base import Cadence, Events, Listener, Outcome, RunRequest, WishBoard, Wishes
 
 ASK_SECONDS = 0.05
 
@@ -24,20 +24,25 @@ class EngineActor:
         self._engine = RayTrainEngine()
         self._wishes = WishBoard()
         self._heard: deque[Any] = deque()
+        self._cadences = 1_000
 
-    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> tuple[int, bool]:
+    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> Wishes:
         return self._engine.exchange(uid, attempt, rank, first, events)
 
     def run(self, request: RunRequest) -> Outcome:
-        self._wishes = WishBoard()
+        self._wishes = WishBoard(request.cadence)
         return self._engine.run(request, self._heard.extend, self._wishes)
 
-    def heard(self, checkpoint_wishes: int, stop: bool) -> list[Any]:
+    def heard(self, wishes: Wishes) -> list[Any]:
         """What was heard since the last call; raises the wishes to these."""
-        while self._wishes.read()[0] < checkpoint_wishes:
+        here = self._wishes.read()
+        for _ in range(wishes.checkpoint - here.checkpoint):
             self._wishes.wish_checkpoint()
-        if stop:
+        if wishes.stop:
             self._wishes.wish_stop()
+        if wishes.checkpoint_every_seconds not in (None, here.checkpoint_every_seconds):
+            self._cadences += 1
+            self._wishes.wish_cadence(Cadence(self._cadences, wishes.checkpoint_every_seconds))
         return [self._heard.popleft() for _ in range(len(self._heard))]
 
     def kill(self) -> None:
@@ -58,11 +63,11 @@ class RayEngineFromOutside:
         pause = threading.Event()
         while not done:
             done, _ = ray.wait([running], timeout=0)
-            if events := ray.get(self.actor.heard.remote(*wishes.read())):
+            if events := ray.get(self.actor.heard.remote(wishes.read())):
                 listener(events)
             pause.wait(ASK_SECONDS)
         outcome: Outcome = ray.get(running)
-        if events := ray.get(self.actor.heard.remote(*wishes.read())):
+        if events := ray.get(self.actor.heard.remote(wishes.read())):
             listener(events)
         return outcome
 

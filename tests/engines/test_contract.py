@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.platforms.engines.base import Engine, Outcome, RunRequest, WishBoard
+from orchestrator.platforms.engines.base import Cadence, Engine, Outcome, RunRequest, WishBoard
 from orchestrator.platforms.engines.fake import FakeEngine
 
 DEADLINE_SECONDS = 60.0
@@ -49,7 +49,7 @@ class Attempt:
     """An attempt that runs in a thread of its own; `until` waits for what the ranks send."""
 
     def __init__(self, engine: Engine, request: RunRequest) -> None:
-        self.wishes = WishBoard()
+        self.wishes = WishBoard(request.cadence)
         self.events: list[Event] = []
         self._changed = threading.Condition()
         self._outcome: Outcome | None = None
@@ -98,7 +98,13 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
     """Begin an attempt of a loop of `tests.engines.loops`; one that still runs at the end of the test is killed."""
     begun: list[Attempt] = []
 
-    def attempt(engine: Engine, loop: str, number: int = 1, env: Mapping[str, str] | None = None) -> Attempt:
+    def attempt(
+        engine: Engine,
+        loop: str,
+        number: int = 1,
+        env: Mapping[str, str] | None = None,
+        cadence: Cadence | None = None,
+    ) -> Attempt:
         request = RunRequest(
             uid=f"uid-{tmp_path.name}",
             namespace="default",
@@ -111,6 +117,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
             worker_loop=f"tests.engines.loops:{loop}",
             assignment={"attempt": number, "run_dir": str(tmp_path), "working_dir": str(tmp_path), "threads": 1},
             env=env or {},
+            cadence=cadence,
         )
         begun.append(Attempt(engine, request))
         return begun[-1]
@@ -180,6 +187,19 @@ def test_every_rank_sees_the_wish_for_a_checkpoint(engine: Engine, begin: Callab
         assert {e["rank"] for e in attempt.of_kind("saw") if e["wish"] == wish} == {0, 1}
     attempt.wishes.wish_stop()
     assert attempt.outcome().result == {"outcome": "stopped", "reason": "Stopped", "wish": 2}
+
+
+def test_every_rank_sees_the_cadence_and_later_ones(engine: Engine, begin: Callable[..., Attempt]) -> None:
+    """The time between checkpoints is there from the beginning, a newer plan replaces it, and an older one does not."""
+    attempt = begin(engine, "tell_wishes", cadence=Cadence(2, 60.0))
+    attempt.until(lambda: len(attempt.of_kind("cadence")) == 2)
+    attempt.wishes.wish_cadence(Cadence(1, 5.0))
+    attempt.wishes.wish_cadence(Cadence(3, 90.0))
+    attempt.until(lambda: len(attempt.of_kind("cadence")) == 4)
+    told = [(event["rank"], event["seconds"]) for event in attempt.of_kind("cadence")]
+    assert sorted(told) == [(0, 60.0), (0, 90.0), (1, 60.0), (1, 90.0)]
+    attempt.wishes.wish_stop()
+    assert attempt.outcome().reason == "Stopped"
 
 
 def test_kill_ends_a_gang_that_hears_nothing(engine: Engine, begin: Callable[..., Attempt]) -> None:

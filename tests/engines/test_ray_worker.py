@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.domain.clock import ManualClock
+from orchestrator.platforms.engines.base import Wishes
 from orchestrator.platforms.engines.ray_worker import MAX_KEPT_LINES, RayLink, Tee, classify
 
 
@@ -19,10 +20,10 @@ class Driver:
     def __init__(self) -> None:
         self.taken: dict[int, Mapping[str, Any]] = {}
         self.asked = 0
-        self.wished = (0, False)
+        self.wished = Wishes()
         self.heard = threading.Event()
 
-    def exchange(self, first: int, events: Sequence[Mapping[str, Any]]) -> tuple[int, bool] | None:
+    def exchange(self, first: int, events: Sequence[Mapping[str, Any]]) -> Wishes | None:
         self.asked += 1
         for number, event in enumerate(events, first):
             self.taken.setdefault(number, event)
@@ -46,10 +47,10 @@ def test_every_event_arrives_once_and_in_order_over_a_bad_line() -> None:
 def test_wishes_come_back_with_the_answer() -> None:
     """What the driver answers is what the rank sees."""
     driver = Driver()
-    driver.wished = (2, True)
+    driver.wished = Wishes(2, True, 90.0)
     link = RayLink(0, driver.exchange, ManualClock())
     link.close()
-    assert (link.wishes().checkpoint, link.wishes().stop) == (2, True)
+    assert link.wishes() == Wishes(2, True, 90.0)
 
 
 def test_a_flood_of_lines_is_bounded_and_told() -> None:
@@ -57,7 +58,7 @@ def test_a_flood_of_lines_is_bounded_and_told() -> None:
     gate = threading.Event()
     driver = Driver()
 
-    def exchange(first: int, events: Sequence[Mapping[str, Any]]) -> tuple[int, bool] | None:
+    def exchange(first: int, events: Sequence[Mapping[str, Any]]) -> Wishes | None:
         gate.wait(10)
         return driver.exchange(first, events)
 

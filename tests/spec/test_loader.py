@@ -67,6 +67,9 @@ def test_quantities_beside_their_texts() -> None:
     assert spec.workers.memory_bytes == 1_610_612_736
     assert (spec.checkpoint.every_steps, spec.checkpoint.every_ns) == (None, 5_400 * 10**9)
     assert spec.start_deadline_ns == 90 * 10**9
+    automatic = parse_text(JOB + "  checkpoint: {every: Auto}\n").spec.checkpoint
+    assert (automatic.automatic, automatic.every_steps, automatic.every_ns) == (True, None, None)
+    assert not spec.checkpoint.automatic
     assert parse_text(JOB).spec.checkpoint.every_steps == 100
 
 

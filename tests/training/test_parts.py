@@ -28,7 +28,7 @@ from orchestrator.training.context import call
 from orchestrator.training.engine import classification_metrics
 from orchestrator.training.errors import Reason, WorkerFailed, out_of_memory
 from orchestrator.training.hardware import Hardware, choose_precision, read_cpu_flags
-from orchestrator.training.link import JournalLink, Wishes, for_people
+from orchestrator.training.link import UNPLANNED_EVERY_SECONDS, JournalLink, Wishes, for_people
 from orchestrator.training.tokens import build_tokenizer
 from tests.training.gang import environment as child_environment
 from tests.training.gang import free_port
@@ -247,7 +247,7 @@ def test_the_journal_link_writes_lines_and_never_raises(tmp_path: Path) -> None:
     link.wish_checkpoint()
     link.wish_checkpoint()
     link.wish_stop()
-    assert link.wishes() == Wishes(2, True)
+    assert link.wishes() == Wishes(2, True, UNPLANNED_EVERY_SECONDS)
     link.close()
     link.send({"kind": "log", "lines": ["late"]})
     assert json.loads((tmp_path / "deep" / "events.jsonl").read_text())["loss"] == 0.25

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 WORKER_LOOP = "orchestrator.training.worker:run"
 
@@ -19,6 +19,26 @@ Events = Sequence[Mapping[str, Any]]
 """Worker events: JSON-able mappings with a `kind` (see docs/worker-events.md)."""
 Listener = Callable[[Events], None]
 """Called from any thread; must return quickly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Seconds between two checkpoints. `number` counts a job's plans from 1: of two that arrive in the wrong order the
+    higher one holds."""
+
+    number: int
+    every_seconds: float
+
+
+class Wishes(NamedTuple):
+    """What a rank is asked for."""
+
+    checkpoint: int = 0
+    """How many times somebody asked to save now, since the attempt began."""
+    stop: bool = False
+    """Save, and return."""
+    checkpoint_every_seconds: float | None = None
+    """When `spec.checkpoint.every` is Auto: the time from one checkpoint to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +56,8 @@ class RunRequest:
     worker_loop: str
     assignment: Mapping[str, Any]
     env: Mapping[str, str] = field(default_factory=dict)
+    cadence: Cadence | None = None
+    """What the gang begins with; None unless `spec.checkpoint.every` is Auto."""
 
     @property
     def world_size(self) -> int:
@@ -54,28 +76,32 @@ class Outcome:
 class WishBoard:
     """What the gang is asked for. Written by the driver, read by the engine's links; safe over threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, cadence: Cadence | None = None) -> None:
         self._lock = threading.Lock()
         self._checkpoint = 0
         self._stop = False
-        self._changed = threading.Condition(self._lock)
+        self._cadence = cadence
 
     def wish_checkpoint(self) -> None:
         """One more `save now` request."""
-        with self._changed:
+        with self._lock:
             self._checkpoint += 1
-            self._changed.notify_all()
 
     def wish_stop(self) -> None:
         """Save and return."""
-        with self._changed:
-            self._stop = True
-            self._changed.notify_all()
-
-    def read(self) -> tuple[int, bool]:
-        """(`save now` requests so far, whether to stop)."""
         with self._lock:
-            return self._checkpoint, self._stop
+            self._stop = True
+
+    def wish_cadence(self, cadence: Cadence) -> None:
+        """Save so often from now on, unless a later plan is known."""
+        with self._lock:
+            if self._cadence is None or cadence.number > self._cadence.number:
+                self._cadence = cadence
+
+    def read(self) -> Wishes:
+        with self._lock:
+            every_seconds = None if self._cadence is None else self._cadence.every_seconds
+            return Wishes(self._checkpoint, self._stop, every_seconds)
 
 
 class Engine(Protocol):

@@ -17,24 +17,17 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.clock import Clock, SystemClock
-from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard
+from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard, Wishes
 
 PRETEND = "orchestrator.platforms.engines.fake:pretend"
 
 
 class _Taken(BaseException):
     """Raised in a rank's thread when its worker is taken away; nothing a worker loop catches."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wishes:
-    checkpoint: int
-    stop: bool
 
 
 class _Link:
@@ -48,9 +41,9 @@ class _Link:
         self._gang.check(self.rank)
         self._gang.listener([dict(event)])
 
-    def wishes(self) -> _Wishes:
+    def wishes(self) -> Wishes:
         self._gang.check(self.rank)
-        return _Wishes(*self._gang.wishes.read())
+        return self._gang.wishes.read()
 
     def close(self) -> None:
         """Nothing is buffered."""

@@ -70,7 +70,7 @@ from ray.train.v2.api.result import Result
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from orchestrator.platforms.engines import ray_worker
-from orchestrator.platforms.engines.base import Events, Listener, Outcome, RunRequest, WishBoard
+from orchestrator.platforms.engines.base import Events, Listener, Outcome, RunRequest, WishBoard, Wishes
 from orchestrator.platforms.engines.ray_worker import DriverGone, Exchange, RankFailed
 
 POLL_SECONDS = 0.5
@@ -135,12 +135,12 @@ class RayTrainEngine:
         if run is not None:
             run.end("the gang was killed")
 
-    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> tuple[int, bool]:
+    def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> Wishes:
         """A rank's batch comes in, the wishes go out. A batch of a gang that is no more is dropped."""
         with self._lock:
             run = self._run
         if run is None or (run.request.uid, run.request.attempt) != (uid, attempt):
-            return 0, False
+            return Wishes()
         return run.exchange(rank, first, events)
 
     def _fit(self, run: _Run, storage: str) -> Outcome:
@@ -202,7 +202,7 @@ class _Run(WorkerGroupCallback):
         self._workers: dict[int, str] = {}
         self._processes: list[psutil.Process] = []
 
-    def exchange(self, rank: int, first: int, events: Events) -> tuple[int, bool]:
+    def exchange(self, rank: int, first: int, events: Events) -> Wishes:
         with self._lock:
             known = self._heard.get(rank, 0)
             self._heard[rank] = max(known, first + len(events))
@@ -452,9 +452,9 @@ def _work(config: Mapping[str, Any]) -> Any:
 
 
 def _exchange_with(mailbox: Any, uid: str, attempt: int, rank: int) -> Exchange:
-    def exchange(first: int, events: Events) -> tuple[int, bool] | None:
+    def exchange(first: int, events: Events) -> Wishes | None:
         try:
-            answer: tuple[int, bool] = ray.get(mailbox.exchange.remote(uid, attempt, rank, first, events))
+            answer: Wishes = ray.get(mailbox.exchange.remote(uid, attempt, rank, first, events))
         except ActorUnavailableError:
             return None
         except RayError as error:

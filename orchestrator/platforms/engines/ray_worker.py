@@ -23,11 +23,11 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from orchestrator.domain.clock import Clock, SystemClock
+from orchestrator.platforms.engines.base import Wishes
 
 EXCHANGE_SECONDS = 0.15
 """Time between two batches of a rank. Bounds how late a wish is seen; far below what a person notices."""
@@ -50,14 +50,6 @@ PEER_GONE_WORDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the rank is asked for."""
-
-    checkpoint: int = 0
-    stop: bool = False
-
-
 class RankFailed(Exception):
     """How a rank failed, in plain values. `collateral`: the rank lost its peers, so the cause is probably elsewhere."""
 
@@ -73,7 +65,7 @@ class RankFailed(Exception):
         return f"rank {self.rank}: {self.reason}: {self.message}"
 
 
-Exchange = Callable[[int, Sequence[Mapping[str, Any]]], tuple[int, bool] | None]
+Exchange = Callable[[int, Sequence[Mapping[str, Any]]], Wishes | None]
 """Hands over a batch (the number of its first event, the events); the wishes, or None when there was no answer yet and
 the batch should be sent again. Raises `DriverGone`."""
 
@@ -131,7 +123,7 @@ class RayLink:
                 while reply is None:
                     reply = self._exchange(self._sent, batch)
                 self._sent += len(batch)
-                self._wishes = Wishes(*reply)
+                self._wishes = reply
                 if last and not self._events and not self._lines:
                     return
         except DriverGone:
