@@ -14,7 +14,6 @@ parameters, other shapes or other param groups are refused, not adapted.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -360,12 +359,12 @@ class EngineState:
                 found |= dict.fromkeys(holder.members, int(number) if number.is_integer() else number)
         return found
 
-    def _members(self) -> list[str]:
-        """What identifies the parameters of each param group."""
+    def _members(self) -> list[list[str]]:
+        """Names of the parameters of each param group, sorted: who exports or imports has no other way to know them."""
         names: list[set[str]] = [set() for _ in self._layout.inner.param_groups]
         for holder in self._holders:
             names[holder.group].update(holder.members)
-        return [hashlib.sha256("\n".join(sorted(group)).encode()).hexdigest()[:16] for group in names]
+        return [sorted(group) for group in names]
 
     # ---- loading
 
