@@ -58,7 +58,7 @@ class Decision:
     state: JobState
     commands: tuple[Command, ...] = ()
     entry: StoryEntry | None = None
-    """None when the event was stale and changed nothing."""
+    """None when the event was stale, or asked for what is under way, and changed nothing."""
 
 
 class Refusal(Exception):
@@ -89,8 +89,11 @@ def transition(state: JobState | None, event: on.Event, limits: Limits, story: S
         told = "\n  ".join(str(entry) for entry in story)
         raise InternalError(f"no transition from {state.phase} on {type(event).__name__}; the story so far:\n  {told}")
     after, commands, reason, message = handler(state, event, limits)
+    if after is state and not commands:
+        return Decision(state)  # asked for again: nothing new to tell
     if after.phase != state.phase:
-        after = replace(after, phase_since_ns=event.at_ns)
+        ran_ns = max(0, event.at_ns - state.phase_since_ns) if state.phase is Phase.RUNNING else 0
+        after = replace(after, phase_since_ns=event.at_ns, ran_ns=state.ran_ns + ran_ns)
     entry = StoryEntry(event.at_ns, type(event).__name__, state.phase, after.phase, reason, message)
     return Decision(after, tuple(commands), entry)
 
@@ -233,6 +236,8 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
         return _end(state, event, why, told, finish)
     if not reason.consequence.retried:
         return _end(state, event, reason, told, finish)
+    if reason.consequence.budget is Budget.PREEMPTION and state.phase is Phase.RUNNING and state.progressed:
+        state = replace(state, interruptions=state.interruptions + 1)
     charged = state
     if reason.consequence.budget is Budget.APPLICATION:
         if state.application_restarts >= limits.max_restarts:
@@ -294,6 +299,8 @@ def _cancel_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
 
 
 def _cancel_holding(state: JobState, event: on.Event, _: Limits) -> _Result:
+    if state.stopping == TerminationReason.CANCELLED.value:
+        return state, (), "CancelRequested", state.message
     message = "cancelling: the workers are asked to stop"
     after = replace(state, stopping=TerminationReason.CANCELLED.value, message=message)
     return after, (StopAttempt(state.attempt, save=False),), "CancelRequested", message
@@ -306,6 +313,8 @@ def _suspend_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
 def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> _Result:
     if state.stopping == TerminationReason.CANCELLED.value:
         raise Refusal("the job is being cancelled")
+    if state.stopping is not None:
+        return state, (), "SuspendRequested", state.message
     message = "suspending: the workers are asked to save and stop"
     after = replace(state, stopping=TerminationReason.SUSPENDED.value, message=message)
     return after, (StopAttempt(state.attempt, save=True),), "SuspendRequested", message
@@ -409,7 +418,9 @@ def check_invariants(state: JobState) -> None:
         "restarts do not outnumber attempts": state.application_restarts + state.preemption_restarts
         <= max(0, state.attempt - 1),
         "counts are not negative and there is a worker": state.workers >= 1
-        and min(state.attempt, state.step, state.attempt_step, state.fruitless_attempts) >= 0,
+        and min(state.attempt, state.step, state.attempt_step, state.fruitless_attempts) >= 0
+        and min(state.interruptions, state.ran_ns) >= 0,
+        "an interruption ends an attempt": state.interruptions <= state.attempt,
     }
     for rule, holds in rules.items():
         if not holds:

@@ -99,6 +99,11 @@ class JobState:
     settled step. A step that is redone is no progress."""
     fruitless_attempts: int = 0
     """Consecutive attempts that were lost without progress."""
+    interruptions: int = 0
+    """Attempts that trained something new and were then lost with a machine or process: what saving more often would have
+    made cheaper."""
+    ran_ns: int = 0
+    """Time in phase Running before the present spell of it, all attempts together."""
     started_ns: int | None = None
     """When the first step of the first attempt was done."""
     ended_ns: int | None = None

@@ -167,7 +167,6 @@ def test_suspend_saves_and_resume_continues(submit: MakeLife) -> None:
     life.save(3)
     assert life.lose("Stopped")[1] == SettleWork(None, useful=True)
     assert life.state.message == "Suspended on request. Resume continues from step 3."
-    life.tell(SuspendRequested)  # asking twice is fine
     life.tell(ResumeRequested)
     assert (life.phase, life.state.reason) == (Phase.PENDING, None)
     assert life.tell(Admitted, message="room") == (
@@ -178,6 +177,39 @@ def test_suspend_saves_and_resume_continues(submit: MakeLife) -> None:
     assert life.state.phase is Phase.RECOVERING
     life.begin(3, "step-00000003")
     assert life.phases()[-1] is Phase.RUNNING
+
+
+def test_asking_again_is_told_once(submit: MakeLife) -> None:
+    """A second suspend or cancel, whether the first is under way or done, changes nothing and is no event."""
+    life = running(submit())
+    for _ in range(2):
+        life.tell(SuspendRequested)
+    life.lose("Stopped")
+    life.tell(SuspendRequested)
+    assert life.events_told().count("SuspendRequested") == 1
+    life.tell(ResumeRequested)
+    life.admit()
+    for _ in range(3):
+        life.tell(CancelRequested)
+    assert life.events_told().count("CancelRequested") == 1
+
+
+def test_interruptions_and_hours_are_counted_for_the_cadence(submit: MakeLife) -> None:
+    """A lost machine counts when the attempt had trained something new; time counts while the job is Running."""
+    life = running(submit(Limits(max_restarts=1)))
+    life.now_ns += 99 * SECOND
+    life.lose("Preempted")
+    assert (life.state.interruptions, life.state.ran_ns) == (1, 100 * SECOND)
+    life.lose("WorkerLost")  # it had not begun to train
+    life.begin()
+    life.lose("WorkerLost")  # it redid the same step: the step may be what kills it
+    assert (life.state.interruptions, life.state.ran_ns) == (1, 101 * SECOND)
+    life.begin(1)
+    life.lose("ApplicationError")  # no machine went
+    life.begin(2)
+    life.tell(SuspendRequested)
+    life.lose("WorkerLost")  # it was told to go
+    assert (life.state.interruptions, life.state.ran_ns) == (1, 104 * SECOND)
 
 
 def test_suspend_without_a_save_loses_what_was_at_risk(submit: MakeLife) -> None:
