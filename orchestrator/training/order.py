@@ -21,12 +21,12 @@ Indices = npt.NDArray[np.int64]
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
     """The order in which epoch `epoch` (from 0) reads the samples: a permutation of range(samples)."""
-    key = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
-    hashes = _mix(np.arange(samples, dtype=np.uint64) ^ key)
+    key = mix(mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
+    hashes = mix(np.arange(samples, dtype=np.uint64) ^ key)
     return np.argsort(hashes, kind="stable").astype(np.int64)
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """splitmix64: a bijection of 64-bit numbers that scatters them (Steele, Lea, Flood, OOPSLA 2014)."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
