@@ -23,6 +23,8 @@ from orchestrator.spec.values import shown
 Check = Callable[[TrainingJob], Iterator[Finding]]
 _CHECKS: list[tuple[tuple[Path, ...], Check]] = []
 
+STORES = ("file", "s3", "gs", "abfs")
+"""Schemes of the stores that checkpoints can go to."""
 OWNED_ENVIRONMENT = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 )
@@ -351,17 +353,29 @@ def _working_dir_is_a_folder(job: TrainingJob) -> Iterator[Finding]:
 
 
 @_check("spec.checkpoint.uri")
-def _checkpoints_are_local(job: TrainingJob) -> Iterator[Finding]:
+def _checkpoints_have_a_store(job: TrainingJob) -> Iterator[Finding]:
     uri = job.spec.checkpoint.uri
     scheme = None if uri is None else scheme_of(uri)
-    if scheme in (None, "file"):
-        return
     path = ("spec", "checkpoint", "uri")
     if scheme == "package":
         yield Finding(path, f"{shown(uri)} cannot be written to", "write a folder")
-    else:
-        hint = "write a folder (planned: object stores)"
-        yield Finding(path, f"the store {scheme}:// is not available in this version", hint)
+    elif scheme is not None and scheme not in STORES:
+        known = ", ".join(f"{name}://" for name in STORES)
+        yield Finding(path, f"there is no store for {scheme}://", f"write a folder, or one of {known}")
+
+
+@_check("spec.checkpoint.importFrom", "spec.runtime.workingDir")
+def _imports_are_local(job: TrainingJob) -> Iterator[Finding]:
+    given = job.spec.checkpoint.import_from
+    if given is None:
+        return
+    path = ("spec", "checkpoint", "importFrom")
+    if job.spec.entrypoint is not None:
+        yield Finding(path, "is read by the built-in trainer only", "load it in your function, with DeepSpeed itself")
+    if scheme_of(given.uri) not in (None, "file"):
+        yield Finding((*path, "uri"), f"{shown(given.uri)} is not a folder", "copy it to a disk that the workers mount")
+    if given.tag is not None and (given.tag in (".", "..") or "/" in given.tag):
+        yield Finding((*path, "tag"), f"{shown(given.tag)} is not a tag", "write the name of a folder inside uri")
 
 
 @_check("spec.deepspeed.stage", "spec.deepspeed.offload")

@@ -98,6 +98,7 @@ KNOWN_ZERO = frozenset(
         "contiguous_gradients",
         "reduce_scatter",
         "reduce_bucket_size",
+        "round_robin_gradients",
         "use_multi_rank_bucket_allreduce",
         "allgather_partitions",
         "allgather_bucket_size",
@@ -135,7 +136,6 @@ KNOWN_ZERO = frozenset(
     ]
 )
 """Fields of `zero_optimization` in DeepSpeed 0.19.8 that a job may set."""
-HARMFUL_ZERO = {"round_robin_gradients": "remove it; with it saved and converted weights come out wrong"}
 PRESETS = {f"zero{stage}{suffix}": stage for stage in range(4) for suffix in ("", "-offload") if stage or not suffix}
 """Names of the reviewed presets (files of `deepspeed_configs`) with their ZeRO stage."""
 
@@ -154,12 +154,9 @@ def deepspeed_findings(config: dict[str, Any]) -> Iterator[tuple[Path, str, str]
                 "write its fields below it; the stage is spec.deepspeed.stage",
             )
         return
-    for key, value in zero.items():
+    for key in zero:
         path: Path = ("zero_optimization", key)
-        if key in HARMFUL_ZERO and value is not False:
-            yield path, "does harm in this DeepSpeed", HARMFUL_ZERO[key]
-        elif key not in HARMFUL_ZERO:
-            yield from _key(path, REMOVED_ZERO, RENAMED_ZERO, OWNED_ZERO, KNOWN_ZERO)
+        yield from _key(path, REMOVED_ZERO, RENAMED_ZERO, OWNED_ZERO, KNOWN_ZERO)
     offload = zero.get("offload_optimizer")
     if isinstance(offload, dict) and "device" in offload:
         device: Path = ("zero_optimization", "offload_optimizer", "device")

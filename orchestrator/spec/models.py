@@ -455,6 +455,21 @@ class Capacity(Part):
     )
 
 
+class ImportFrom(Part):
+    """A training state that another program saved, to begin from."""
+
+    uri: Text = Field(
+        description="The folder that was given to `save_checkpoint`, or that of one tag in it: a path (relative to "
+        "`runtime.workingDir`) or `file://`.",
+        examples=["runs/old"],
+    )
+    tag: Text | None = Field(default=None, description="Tag in the folder; null means what its file `latest` names.")
+    format: Literal["DeepSpeed"] = Field(
+        default="DeepSpeed",
+        description="Who wrote it: `engine.save_checkpoint` of DeepSpeed, any ZeRO stage and world size.",
+    )
+
+
 class Checkpoint(Part):
     """When and where the training state is saved."""
 
@@ -466,7 +481,18 @@ class Checkpoint(Part):
         description="Steps between two checkpoints, a duration such as 10m, or Auto: what loses least between the time "
         "that saving costs and the work that interruptions cost, as measured; `orchestrate events` says what and why.",
     )
-    keep: Count = Field(default=2, description="Number of newest checkpoints to keep; the best one is kept as well.")
+    keep: Count = Field(default=2, description="Number of newest checkpoints to keep.")
+    keep_best: bool = Field(default=True, description="Keep the best checkpoint as well, however old it is.")
+    keep_every: Duration | None = Field(
+        default=None,
+        description="Keep one checkpoint of every such period as well, for good; null keeps none for its age.",
+        examples=["1d"],
+    )
+    import_from: ImportFrom | None = Field(
+        default=None,
+        description="Begin from a state that another program saved: weights, optimizer state and step. Read only while "
+        "the job has no checkpoint of its own.",
+    )
     verify: bool = Field(
         default=True, description="Read every checkpoint back and compare its hashes before it counts."
     )
@@ -480,6 +506,11 @@ class Checkpoint(Part):
     def every_ns(self) -> int | None:
         """Nanoseconds between two checkpoints; None when the cadence is a number of steps, or Auto."""
         return parse_duration_ns(self.every) if isinstance(self.every, str) and not self.automatic else None
+
+    @property
+    def keep_every_ns(self) -> int | None:
+        """`keepEvery` in nanoseconds; None keeps no checkpoint for its age."""
+        return None if self.keep_every is None else parse_duration_ns(self.keep_every)
 
     @property
     def automatic(self) -> bool:

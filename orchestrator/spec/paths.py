@@ -61,6 +61,8 @@ def _problems(job: TrainingJob, working_dir: Path) -> Iterator[Problem]:
         for name in ("source", "train", "validation", "test"):
             if (file := getattr(job.spec.data, name)) is not None:
                 yield from _file(file.uri, ("spec", "data", name, "uri"), working_dir)
+    if (given := job.spec.checkpoint.import_from) is not None:
+        yield from _imported(given.uri, given.tag, working_dir)
     config = job.spec.deepspeed.config
     if isinstance(config, str) and (config.endswith(".json") or "/" in config):
         yield from _json(working_dir / config)
@@ -114,6 +116,16 @@ def _model(model: Model, working_dir: Path) -> Iterator[Problem]:
         yield Problem(where, f"there is no folder {target}", "name a folder that holds config.json")
     elif not (target / "config.json").is_file():
         yield Problem(where, f"{target} holds no config.json", "name a folder that a transformers model was saved to")
+
+
+def _imported(uri: str, tag: str | None, working_dir: Path) -> Iterator[Problem]:
+    where = "spec.checkpoint.importFrom"
+    folder = resolve_uri(uri, working_dir)
+    if folder is None or not folder.is_dir():
+        yield Problem(f"{where}.uri", f"there is no folder {folder or uri}", "paths start at spec.runtime.workingDir")
+    elif tag is not None and not (folder / tag).is_dir():
+        tags = ", ".join(sorted({path.parent.name for path in folder.glob("*/*_model_states.pt")}))
+        yield Problem(f"{where}.tag", f"{folder} has no tag {tag}", f"it has {tags}" if tags else "leave tag out")
 
 
 def _json(target: Path) -> Iterator[Problem]:

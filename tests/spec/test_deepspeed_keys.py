@@ -64,7 +64,7 @@ def test_fields_of_zero_are_all_accounted_for(deepspeed_folder: Path) -> None:
         ]
         names.add(str(aliases[0]) if aliases else node.target.id)
     ours = set(deepspeed_keys.KNOWN_ZERO) | set(deepspeed_keys.OWNED_ZERO) | set(deepspeed_keys.RENAMED_ZERO)
-    assert ours | set(deepspeed_keys.HARMFUL_ZERO) == names
+    assert ours == names
 
 
 def test_presets_are_the_files_of_the_repository() -> None:
