@@ -86,6 +86,25 @@ def complete_state(optimizer: Any, group: Mapping[str, Any], tensor: Tensor) -> 
     return state
 
 
+def repeat_steps(optimizer: Any, groups: Sequence[int], steps: int) -> None:
+    """Bring DeepSpeedCPUAdam's hidden numbers to where `steps` steps leave them; `groups` are those of its tensors, in order.
+
+    Its C++ side multiplies the powers of the betas up step by step, and takes them anew with `pow` when the step number
+    jumps, which differs in the last bit. So the steps are repeated on one element, some microseconds each.
+    """
+    import torch
+
+    if type(optimizer).__name__ != "DeepSpeedCPUAdam":
+        return
+    scratch = [torch.zeros(1) for _ in range(4)]
+    for step in range(steps + 1):
+        for number in groups:
+            group = optimizer.param_groups[number]
+            rate, (beta1, beta2), epsilon = group["lr"], group["betas"], group["eps"]
+            bias = group["bias_correction"]
+            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, rate, beta1, beta2, epsilon, 0.0, bias, *scratch)
+
+
 # --- where elements lie -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -31,6 +31,7 @@ from orchestrator.training.deepspeed_state import (
     element_kinds,
     find_layout,
     flat,
+    repeat_steps,
 )
 from orchestrator.training.errors import config_invalid
 
@@ -372,7 +373,8 @@ class EngineState:
         """Take over a checkpoint: `saved` are its parameters, `read` fills one `Local`, `scalars` are its own. Collective.
 
         Everything that can be refused is refused before anything is changed. A failure of `read` on any rank is raised on
-        all; masters that were read before it are overwritten by then, so such an engine must be thrown away.
+        all; masters that were read before it are overwritten by then, so another checkpoint must be loaded, or the engine
+        thrown away.
 
         Raises ConfigInvalid when the checkpoint does not fit, and what `read` raises.
         """
@@ -460,6 +462,9 @@ class EngineState:
                     group[key].fill_(value)
                 else:
                     group[key] = tuple(value) if isinstance(value, list) else value
+        repeat_steps(
+            self._layout.inner, [holder.group for holder in self._holders], int(max(filter(None, steps), default=0))
+        )
         if scalars["lr_scheduler"] is not None:
             engine.lr_scheduler.load_state_dict(scalars["lr_scheduler"]["state"])
         scaler = self._layout.scaler()
