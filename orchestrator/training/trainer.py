@@ -11,13 +11,10 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from orchestrator import storage
 from orchestrator.domain.clock import seconds_between
@@ -26,7 +23,7 @@ from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
 from orchestrator.planning.stage import choose_stage
 from orchestrator.spec.models import Data, Model
 from orchestrator.storage.checkpoints import storage_error
-from orchestrator.training import dataset, models, presets, tokens
+from orchestrator.training import dataset, models, presets, randomness, tokens
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment
 from orchestrator.training.engine import Batches, evaluate, gradient_norm, initialize, set_learning_rate
@@ -103,6 +100,7 @@ class Trainer:
         self.causal = spec.model.task == "causal-lm"
         self.choice = choose_stage(spec.deepspeed, peers.world_size)
         self.wishes_handled = 0
+        self.own_randomness_told = False
 
     def run(self) -> dict[str, Any]:
         """Train from the newest whole checkpoint to the end, evaluate, export."""
@@ -155,6 +153,7 @@ class Trainer:
                 max_gradient_norm=self.training.max_gradient_norm,
             )
             self.model = model
+            self.randomness = randomness.install(model, seed)
             self.engine = initialize(self.deepspeed, model, config)
         pad = model.config.pad_token_id or 0
         self.batches = {
@@ -219,7 +218,6 @@ class Trainer:
         self.progress = Progress()
         with self.reporter.stage("restore"):
             found, refused = self.saver.newest()
-            self._seed_ranks()
             if found is not None:
                 self.progress = self.saver.restore(self.engine, found)
         self.last_saved = found
@@ -234,13 +232,6 @@ class Trainer:
         if self.progress.reports.kept:
             self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
             self.progress.reports.kept.clear()
-
-    def _seed_ranks(self) -> None:
-        """Dropout differs by rank; everything else that draws numbers does so before, from the job's seed."""
-        seed = self.training.seed + 1_000_003 * (self.peers.rank + 1)
-        self.torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
 
     # ---- steps
 
@@ -301,14 +292,17 @@ class Trainer:
             self.training.learning_rate, self.training.schedule, progress.step, self.total_steps, self.warmup
         )
         set_learning_rate(self.engine, rate)
+        self.randomness.begin(progress.step, peers.rank)
         total = torch.zeros((), dtype=torch.float64, device=peers.device)
         parts = micro_batches(share(batch, peers.rank, peers.world_size), plan.micro_batch, plan.accumulation)
         for number, part in enumerate(parts, start=1):
+            self.randomness.at(progress.step, part if len(part) else [0])
             loss, _, _ = batches.loss_sum(self.engine, part)
             total += loss.detach().double()
             self.engine.backward(loss * scale)
             if number < plan.accumulation:
                 self.engine.step()
+        self._look_for_other_randomness()
         decision = self._agree(float(total), weight, len(batch), rate)
         self.engine.step()
         decision.norm = gradient_norm(self.engine)
@@ -319,6 +313,19 @@ class Trainer:
         progress.step += 1
         progress.samples_seen += len(batch)
         return decision
+
+    def _look_for_other_randomness(self) -> None:
+        """Say once in the log that the model draws random numbers which depend on the ranks."""
+        if not self.own_randomness_told and self.randomness.unhandled:
+            self.own_randomness_told = True
+            self.reporter.first(
+                "log",
+                rank=0,
+                lines=[
+                    f"{type(self.model).__name__} draws random numbers of its own: the run repeats exactly at the same "
+                    "number of workers; at another number they differ"
+                ],
+            )
 
     def _agree(self, loss_sum: float, weight: int, samples: int, rate: float) -> _Decision:
         peers = self.peers
