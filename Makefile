@@ -17,7 +17,8 @@ TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := PYTHONNOUSERSITE=1 $(BIN)/python -m pip --disable-pip-version-check install --no-input --quiet
+# --use-pep517: Debian 12's pip 23.0 would build DeepSpeed in the old way, and warn at length; newer ones no longer can.
+PIP := PYTHONNOUSERSITE=1 $(BIN)/python -m pip --disable-pip-version-check install --no-input --quiet --use-pep517
 STAMP := $(VENV)/.setup-stamp
 DEMO_STAMP := $(VENV)/.setup-demo-stamp
 # A venv's ninja and torchrun only count if the venv's bin is on PATH.
