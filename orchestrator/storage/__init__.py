@@ -1,37 +1,68 @@
-"""Checkpoints on disk: written aside, hashed, committed by a rename, verified before they are trusted. No torch here.
+"""Where checkpoints live: written aside, hashed, committed in one step, verified before they are trusted. No torch here.
 
-A checkpoint exists when it is whole, or not at all: `manifest.json` is written last, and the folder gets its name only
-after every byte of it is on the disk. Remote stores are not here yet; `local_folder` refuses their schemes by name.
+A checkpoint exists when it is whole, or not at all. `open_store(uri)` gives a `Store`; `Store.draft` begins a checkpoint,
+`Draft.commit` makes it whole, `Store.ranges` reads slices of parameters whatever world wrote them.
 """
 
 from orchestrator.storage.checkpoints import (
-    Listed,
     begin,
     clean_leftovers,
     commit,
     list_checkpoints,
-    local_folder,
     newest_whole,
     prune,
     verify,
 )
+from orchestrator.storage.errors import is_full, storage_error
 from orchestrator.storage.files import LocalFiles
-from orchestrator.storage.manifest import FORMAT, MANIFEST, FileEntry, Manifest, World
+from orchestrator.storage.hashing import BLOCK_BYTES, Content, content_digest, entry_of
+from orchestrator.storage.local import LocalStore, local_folder
+from orchestrator.storage.manifest import (
+    FORMAT,
+    ITEM_BYTES,
+    MANIFEST,
+    FileEntry,
+    Fragment,
+    Manifest,
+    Parameter,
+    World,
+)
+from orchestrator.storage.opening import open_store
+from orchestrator.storage.ranges import RangeReader
+from orchestrator.storage.retention import Held, Retention, retained
+from orchestrator.storage.store import Draft, Listed, Store
 
 __all__ = [
+    "BLOCK_BYTES",
     "FORMAT",
+    "ITEM_BYTES",
     "MANIFEST",
+    "Content",
+    "Draft",
     "FileEntry",
+    "Fragment",
+    "Held",
     "Listed",
     "LocalFiles",
+    "LocalStore",
     "Manifest",
+    "Parameter",
+    "RangeReader",
+    "Retention",
+    "Store",
     "World",
     "begin",
     "clean_leftovers",
     "commit",
+    "content_digest",
+    "entry_of",
+    "is_full",
     "list_checkpoints",
     "local_folder",
     "newest_whole",
+    "open_store",
     "prune",
+    "retained",
+    "storage_error",
     "verify",
 ]

@@ -14,47 +14,23 @@ store (there the commit will be the one PUT of the manifest).
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.domain.errors import NotFound, StorageError
+from orchestrator.storage.errors import CHECK_DISK, is_full, storage_error
 from orchestrator.storage.files import LocalFiles
+from orchestrator.storage.local import local_folder
 from orchestrator.storage.manifest import MANIFEST, FileEntry, Manifest, ManifestError
+from orchestrator.storage.store import Listed
+
+__all__ = ["is_full", "storage_error"]
 
 _WHOLE_NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL_NAME = re.compile(r"step-\d{8,}\.partial-(\d+)")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _LOCAL = LocalFiles()
-_CHECK_DISK = "check the disk, then resume the job; earlier checkpoints are whole"
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One folder that bears a checkpoint's name: whole, or refused with the reason."""
-
-    step: int
-    folder: Path
-    manifest: Manifest | None
-    why: str | None
-    """None for a whole checkpoint; else why it is refused, as a sentence for people."""
-
-    @property
-    def whole(self) -> bool:
-        return self.why is None
-
-
-def local_folder(uri: str) -> Path:
-    """The folder behind a checkpoint URI: a path or `file://`. Raises StorageError for a scheme that is not local."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return Path(uri)
-    if scheme != "file":
-        raise StorageError(f"checkpoints cannot go to {scheme}:// yet ({uri})", hint="use a local or mounted folder")
-    return Path(rest)
 
 
 def begin(uri: str, step: int, attempt: int, files: LocalFiles = _LOCAL) -> Path:
@@ -90,7 +66,7 @@ def commit(
             _durable(partial, name, (expected or {}).get(name), files, read_back) for name in files.tree(partial)
         ]
         if lost := sorted((expected or {}).keys() - {entry.path for entry in entries}):
-            raise StorageError(f"{_some(lost)} missing from {partial} after the write", hint=_CHECK_DISK)
+            raise StorageError(f"{_some(lost)} missing from {partial} after the write", hint=CHECK_DISK)
         manifest = replace(facts, files=tuple(entries))
         files.write(partial / MANIFEST, manifest.to_json())
         files.sync(partial / MANIFEST)
@@ -106,7 +82,7 @@ def commit(
         files.sync(final.parent)
     except OSError as error:
         raise storage_error("commit the checkpoint", final, error) from error
-    return Listed(facts.global_step, final, manifest, None)
+    return Listed(facts.global_step, str(final), manifest, None)
 
 
 def verify(folder: Path, files: LocalFiles = _LOCAL) -> Listed:
@@ -182,22 +158,6 @@ def clean_leftovers(uri: str, attempt: int, files: LocalFiles = _LOCAL) -> list[
     return removed
 
 
-def storage_error(doing: str, place: Path, error: OSError) -> StorageError:
-    """An OSError as a StorageError with the way out."""
-    if error.errno in _FULL:
-        hint = "free space or point checkpoint.uri at a larger disk, then resume the job; earlier checkpoints are whole"
-    elif error.errno in _DENIED:
-        hint = "make the folder writable or point checkpoint.uri elsewhere, then resume the job"
-    else:
-        hint = _CHECK_DISK
-    return StorageError(f"cannot {doing} {place}: {error.strerror or error}", hint=hint)
-
-
-def is_full(error: OSError) -> bool:
-    """True when an error means that a disk, quota or read-only mount takes no more bytes."""
-    return error.errno in _FULL | {errno.EROFS}
-
-
 def _durable(partial: Path, name: str, expected: FileEntry | None, files: LocalFiles, read_back: bool) -> FileEntry:
     files.sync(partial / name)
     size = files.size(partial / name)
@@ -205,7 +165,7 @@ def _durable(partial: Path, name: str, expected: FileEntry | None, files: LocalF
     digest = expected.sha256 if expected is not None and believed else files.digest(partial / name)
     entry = FileEntry(name, size, digest)
     if expected is not None and (entry.bytes, entry.sha256) != (expected.bytes, expected.sha256):
-        raise StorageError(f"{partial / name} reads back other than it was written", hint=_CHECK_DISK)
+        raise StorageError(f"{partial / name} reads back other than it was written", hint=CHECK_DISK)
     return entry
 
 
@@ -237,18 +197,18 @@ def _inspect(folder: Path, files: LocalFiles, *, every_byte: bool) -> Listed:
     try:
         manifest = Manifest.from_json(files.read(folder / MANIFEST))
     except FileNotFoundError:
-        return Listed(step, folder, None, "it has no manifest.json, so it was never finished")
+        return Listed(step, str(folder), None, "it has no manifest.json, so it was never finished")
     except ManifestError as error:
-        return Listed(step, folder, None, str(error))
+        return Listed(step, str(folder), None, str(error))
     except OSError as error:
-        return Listed(step, folder, None, f"its manifest cannot be read: {error.strerror or error}")
+        return Listed(step, str(folder), None, f"its manifest cannot be read: {error.strerror or error}")
     try:
         why = _difference(folder, manifest, files, every_byte=every_byte)
     except OSError as error:
         why = f"it cannot be read: {error.strerror or error}"
     if why is None and match and manifest.global_step != step:
         why = f"its manifest is of step {manifest.global_step}, not of the step in its name"
-    return Listed(manifest.global_step if step < 0 else step, folder, manifest, why)
+    return Listed(manifest.global_step if step < 0 else step, str(folder), manifest, why)
 
 
 def _difference(folder: Path, manifest: Manifest, files: LocalFiles, *, every_byte: bool) -> str | None:

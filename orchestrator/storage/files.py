@@ -1,7 +1,7 @@
 """The few file operations that a commit is made of, as one object, so that a test can make any of them fail.
 
 `LocalFiles` is the real thing. Each method is one step that a power cut can separate from the next. They raise OSError
-as the system does; `checkpoints` turns that into a StorageError that says what to do.
+as the system does; the local store turns that into a StorageError that says what to do.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-BLOCK_BYTES = 4 * 1024 * 1024
+from orchestrator.storage.hashing import BLOCK_BYTES
+
+_VIEWS_A_CALL = 1024
+"""What Linux takes in one writev."""
 
 
 class LocalFiles:
@@ -20,6 +24,9 @@ class LocalFiles:
     def make_folder(self, folder: Path) -> None:
         """Create a folder and its parents; no error when it is there."""
         folder.mkdir(parents=True, exist_ok=True)
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
 
     def names(self, folder: Path) -> list[str]:
         """Names in a folder, sorted; empty when there is no such folder."""
@@ -46,6 +53,17 @@ class LocalFiles:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
+    def read_into(self, path: Path, offset: int, out: memoryview) -> int:
+        """Fill `out` with the bytes from `offset` on; how many there were."""
+        handle = os.open(path, os.O_RDONLY)
+        done = 0
+        try:
+            while done < len(out) and (got := os.preadv(handle, [out[done:]], offset + done)):
+                done += got
+        finally:
+            os.close(handle)
+        return done
+
     def digest(self, path: Path) -> str:
         """sha256 of a file's content, hexadecimal."""
         summer = hashlib.sha256()
@@ -57,6 +75,16 @@ class LocalFiles:
     def write(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
+    def put(self, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
+        """Write a whole file and wait until its content is on the disk. Its name is only there once its folder is synced."""
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            for views in blocks:
+                _write_all(handle, list(views))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
     def sync(self, path: Path) -> None:
         """Wait until a file's content, or a folder's list of names, is on the disk (fsync)."""
         handle = os.open(path, os.O_RDONLY)
@@ -66,9 +94,22 @@ class LocalFiles:
             os.close(handle)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give a folder its name in one step. Fails when `new` is there and is not empty."""
+        """Give a file or folder its name in one step. Fails when `new` is a folder that is not empty."""
         os.rename(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file; no error when it is gone."""
+        path.unlink(missing_ok=True)
 
     def remove(self, folder: Path) -> None:
         """Delete a folder and all below it."""
         shutil.rmtree(folder)
+
+
+def _write_all(handle: int, views: list[memoryview]) -> None:
+    while views:
+        written = os.writev(handle, views[:_VIEWS_A_CALL])
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]

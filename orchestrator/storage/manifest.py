@@ -1,20 +1,28 @@
 """What a checkpoint says about itself: `manifest.json`, format `orchestrate-checkpoint/1`.
 
-The manifest names every file with its size and sha256, and carries a digest of its own canonical JSON, so that a torn or
-edited manifest is told from a whole one. Readers of format 1 ignore keys that they do not know; a change of meaning gets a
-new number.
+The manifest names every file with its size and hashes, and every range of every parameter with the file that holds it. It
+carries a digest of its own canonical JSON, so that a torn or edited manifest is told from a whole one. Readers of format 1
+ignore keys that they do not know, and read manifests that lack the later keys; a change of meaning gets a new number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 FORMAT = "orchestrate-checkpoint/1"
 MANIFEST = "manifest.json"
+ITEM_BYTES: Mapping[str, int] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1, "complex64": 8, "complex128": 16,
+}  # fmt: skip
+"""Bytes of one element, by torch's name of the type."""
+
+Role = Literal["trained", "frozen", "buffer"]
 
 
 class ManifestError(ValueError):
@@ -23,10 +31,16 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
+    """One file. A file of up to one block has a sha256; a larger one has an xxh3-128 for each block of 4 MiB, so that a
+    reader can check a slice without reading the rest. Manifests of before have a sha256 for files of any size."""
+
     path: str
-    """Relative to the checkpoint's folder, with forward slashes."""
+    """Relative to the checkpoint's folder, with forward slashes; relative to the store's root when `shared`."""
     bytes: int
-    sha256: str
+    sha256: str = ""
+    xxh3: tuple[str, ...] = ()
+    shared: bool = False
+    """True for a file in `shared/`, which several checkpoints may refer to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,43 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
+class Parameter:
+    """A named parameter or buffer of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """The model's own type, such as `bfloat16`; the master copy of a trained parameter may be wider."""
+    role: Role
+    aliases: tuple[str, ...] = ()
+    """Other names of the same tensor (tied weights)."""
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Elements [start, end) of the flattened parameter `name`, and where they lie."""
+
+    name: str
+    kind: str
+    """`master`, `exp_avg`, `exp_avg_sq` or another per-element optimizer state by its own name; `frozen`; `buffer`."""
+    dtype: str
+    start: int
+    end: int
+    file: str
+    """The path of a file entry."""
+    offset: int
+    """Where `start` lies in the file, in bytes."""
+
+    @property
+    def bytes(self) -> int:
+        return (self.end - self.start) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     global_step: int
     """Optimizer steps that the state contains."""
@@ -46,14 +97,16 @@ class Manifest:
     zero_stage: int | None
     """None for state that a user's own function wrote."""
     layout: str
-    """How the files are to be read: `deepspeed` (DeepSpeed's own folder) or `context` (states of a user's function)."""
+    """How the files are to be read: `ranges` (fragments of parameters), `context` (states of a user's function), or
+    `deepspeed` (DeepSpeed's own folder; written before ranges were)."""
     created_ns: int
     covers_ns: int
     """Time at which the last step in it ended, ns UTC: work after this moment is not in the checkpoint."""
     attempt: int
     files: tuple[FileEntry, ...] = ()
-    fragments: tuple[Mapping[str, Any], ...] = ()
-    """Ranges of every parameter, independent of the world size; empty in the `deepspeed` layout."""
+    parameters: tuple[Parameter, ...] = ()
+    fragments: tuple[Fragment, ...] = ()
+    """Ranges of every parameter, independent of the world size; empty in the other layouts."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     best: bool = False
     """True when the evaluation at this step was the best so far; the newest one that is true is the best of all."""
@@ -66,9 +119,10 @@ class Manifest:
         return sum(entry.bytes for entry in self.files)
 
     def to_json(self) -> bytes:
-        """The manifest as it is written, its own digest included."""
-        body = {"format": FORMAT, **asdict(self)}
-        return (json.dumps({**body, "digest": _digest(body)}, indent=1, sort_keys=True) + "\n").encode()
+        """The manifest as it is written, its own digest included: one line a key, since there may be 100,000 fragments."""
+        body = {"format": FORMAT, **{name: _plain(getattr(self, name)) for name in Manifest.__dataclass_fields__}}
+        lines = [f"{json.dumps(name)}: {_compact(value)}" for name, value in sorted(body.items())]
+        return ("{\n" + ",\n".join([f'"digest": "{_digest(body)}"', *lines]) + "\n}\n").encode()
 
     @staticmethod
     def from_json(content: bytes) -> Manifest:
@@ -84,15 +138,45 @@ class Manifest:
         if body.pop("digest", None) != _digest(body):
             raise ManifestError("the manifest does not match its own digest")
         try:
-            known = {name: body[name] for name in Manifest.__dataclass_fields__}
-            world = World(**{name: known["world"].get(name) for name in World.__dataclass_fields__})
-            files = tuple(
-                FileEntry(**{name: entry[name] for name in FileEntry.__dataclass_fields__}) for entry in known["files"]
+            known = {name: body[name] for name in Manifest.__dataclass_fields__ if name not in _LATER or name in body}
+            return Manifest(
+                **{
+                    **known,
+                    "world": _read(World, known["world"]),
+                    "files": tuple(_read(FileEntry, entry) for entry in known["files"]),
+                    "parameters": tuple(_read(Parameter, entry) for entry in known.get("parameters", ())),
+                    "fragments": tuple(_read(Fragment, entry) for entry in known["fragments"]),
+                }
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"the manifest lacks {error}") from error
-        return Manifest(**{**known, "world": world, "files": files, "fragments": tuple(known["fragments"])})
+
+
+_LATER = {"parameters"}
+"""Keys that manifests of format 1 did not have from the beginning."""
+
+_T = TypeVar("_T", World, FileEntry, Parameter, Fragment)
+
+
+def _read(kind: type[_T], body: Mapping[str, Any]) -> _T:
+    known: dict[str, Any] = {name: body[name] for name in kind.__dataclass_fields__ if name in body}
+    for name, value in known.items():
+        if isinstance(value, list):
+            known[name] = tuple(value)
+    return kind(**known)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (World, FileEntry, Parameter, Fragment)):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(_compact(body).encode()).hexdigest()
