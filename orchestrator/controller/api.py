@@ -3,9 +3,8 @@
 Responses are written with `json.dumps` from plain dictionaries: FastAPI's own encoder walks every value in Python, which
 a list of five hundred jobs cannot afford. Numbers that JSON lacks (a loss that is not a number) become null.
 
-Long polls and log streams wait on the event loop and hold no thread. One thread waits for the controller's changes and
-wakes the long polls. Log files give no notice of growth, so a stream that has nothing to send looks again four times a
-second.
+Long polls and log streams wait on the event loop and hold no thread. A commit wakes the long polls of the jobs that it is
+about. Log files give no notice of growth, so a stream that has nothing to send looks again four times a second.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import math
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,49 +73,49 @@ VERBS = ("cancel", "suspend", "resume", "checkpoint")
 
 
 class Changes:
-    """Wakes coroutines when the controller commits. One thread waits for all of them."""
+    """Wakes the coroutines that wait for a job when the controller commits something of that job, and only then."""
 
-    def __init__(self, controller: Controller, closing: threading.Event) -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._closing = closing
         self._loop = asyncio.get_running_loop()
-        self._bell = asyncio.Event()
-        self._version = controller.wait_for_change(-1, 0)
-        self._thread = threading.Thread(target=self._listen, name="changes", daemon=True)
-        self._thread.start()
+        self._bells: dict[str, asyncio.Event] = {}
+        """By uid; of the jobs that somebody waits for or waited for. Touched on the loop's thread alone."""
+        self._closing = False
+        controller.listen(self._committed)
 
-    async def wait(self, after_version: int, timeout_seconds: float) -> bool:
-        """True as soon as the version differs from `after_version` (a restarted controller counts from the beginning),
+    async def wait(self, uid: str, after_version: int, timeout_seconds: float) -> bool:
+        """True as soon as the job is newer than `after_version`, or when that is a version of another controller's life;
         False when the time is up or the server closes."""
         deadline = self._loop.time() + timeout_seconds
-        while self._version == after_version:
+        while not self._controller.is_newer(uid, after_version):
             left = deadline - self._loop.time()
-            if left <= 0 or self._closing.is_set():
+            if left <= 0 or self._closing:
                 return False
+            bell = self._bells.setdefault(uid, asyncio.Event())
             try:
-                await asyncio.wait_for(self._bell.wait(), left)
+                await asyncio.wait_for(bell.wait(), left)
             except TimeoutError:
                 return False
         return True
 
-    def stop(self) -> None:
-        self._thread.join()
+    def close(self) -> None:
+        """Let everyone go. From any thread, more than once, and after the loop has ended."""
 
-    def _listen(self) -> None:
-        version = self._version
-        while not self._closing.is_set():
-            newest = self._controller.wait_for_change(version, 0.5)
-            if newest != version:
-                version = newest
-                self._loop.call_soon_threadsafe(self._ring, version)
-            else:
-                self._closing.wait(0.01)  # a controller that is closing does not make us wait
-        self._loop.call_soon_threadsafe(self._ring, version)
+        def let_go() -> None:
+            self._closing = True
+            self._ring(list(self._bells))
 
-    def _ring(self, version: int) -> None:
-        self._version = version
-        self._bell.set()
-        self._bell = asyncio.Event()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(let_go)
+
+    def _committed(self, uids: Collection[str]) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ring, uids)
+
+    def _ring(self, uids: Iterable[str]) -> None:
+        for uid in uids:
+            if (bell := self._bells.pop(uid, None)) is not None:
+                bell.set()
 
 
 def create_app(controller: Controller, token: str, stop: Callable[[], None] | None = None) -> FastAPI:
@@ -125,17 +124,23 @@ def create_app(controller: Controller, token: str, stop: Callable[[], None] | No
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.changes = changes = Changes(controller, closing)
+        app.state.changes = Changes(controller)
         try:
             yield
         finally:
-            closing.set()
-            changes.stop()
+            close()
 
     app = FastAPI(
         title="orchestrate", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None
     )
-    app.state.closing = closing
+
+    def close() -> None:
+        """Long polls answer and streams end. From any thread."""
+        closing.set()
+        if (changes := getattr(app.state, "changes", None)) is not None:
+            changes.close()
+
+    app.state.closing, app.state.close = closing, close
     app.state.hosts = Hosts()
     app.add_middleware(Guard, token=token, hosts=app.state.hosts)
     _say_errors_as_problems(app)
@@ -276,7 +281,9 @@ def _serve_jobs(app: FastAPI, controller: Controller) -> None:
         name: str,
         after_version: Annotated[
             int | None,
-            Query(alias="afterVersion", description="Answer when the version is another one, or the time is up."),
+            Query(
+                alias="afterVersion", description="Answer when the job is newer than this version, or the time is up."
+            ),
         ] = None,
         wait_seconds: Annotated[float, Query(alias="waitSeconds", ge=0, le=MAX_WAIT_SECONDS)] = 20.0,
     ) -> Response:
@@ -284,7 +291,7 @@ def _serve_jobs(app: FastAPI, controller: Controller) -> None:
         record = controller.job(namespace, name)
         if after_version is not None:
             changes: Changes = request.app.state.changes
-            await changes.wait(after_version, wait_seconds)
+            await changes.wait(record.uid, after_version, wait_seconds)
             record = controller.job(namespace, name)
         return _json(await run_in_threadpool(controller.view, record))
 
@@ -501,7 +508,7 @@ def _page(
     controller: Controller, texts: Texts, namespace: str | None, phase: Phase | None, limit: int, after: str | None
 ) -> str:
     """A TrainingJobList as JSON."""
-    version = controller.wait_for_change(-1, 0)
+    version = controller.version
     records = controller.jobs(namespace)
     if phase is not None:
         records = [record for record in records if record.state.phase is phase]

@@ -17,7 +17,7 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from orchestrator.accounting import (
     Statement,
     WorkSettled,
 )
-from orchestrator.controller import terms
+from orchestrator.controller import cadence, terms
 from orchestrator.controller.hearing import fresh, hear
 from orchestrator.controller.home import Home
 from orchestrator.controller.hosts import DriverHost, Gone, Heard
@@ -50,9 +50,11 @@ from orchestrator.lifecycle import (
     AttemptEnded,
     BookActivity,
     CancelRequested,
+    CheckpointCommitted,
     CheckpointRequested,
     Command,
     Event,
+    FirstStepDone,
     HoldMachines,
     KillAttempt,
     Limits,
@@ -83,6 +85,8 @@ KILL_GRACE_SECONDS = 30
 """How long a killed gang may take to be gone before its driver is ended with it."""
 RETRY_SECONDS = 1.0
 """Pause before a failed commit is tried again."""
+VERSION_BITS = 32
+"""Commits that one controller's versions have room for."""
 TURN_ITEMS = 1_000
 """Most inbox items of one turn."""
 
@@ -98,6 +102,10 @@ REQUESTS: Mapping[str, Callable[[int], Event]] = {
     "resume": ResumeRequested,
     "checkpoint": CheckpointRequested,
 }
+
+
+CADENCE_MOVES = (Admitted, FirstStepDone, CheckpointCommitted, AttemptEnded)
+"""Events after which the time between checkpoints is planned anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,10 @@ class Controller:
         self._read_ledgers: dict[str, tuple[Ledger, int]] = {}
         """Ledgers of active jobs as far as they are committed, with the number of their entries; for readers alone."""
         self._changed = threading.Condition()
-        self._version = 0
+        self._first_version = self._version = 0
+        self._changed_at: dict[str, int] = {}
+        """The version in which each job changed last, for those that did since this controller began."""
+        self._listeners: list[Callable[[Collection[str]], None]] = []
         self._in_order: tuple[Book, int, list[JobRecord]] = (self._book, -1, [])
         """Current jobs, newest first, as of a book and a version: ten thousand need not be sorted at every request."""
         self._closing = threading.Event()
@@ -198,6 +209,7 @@ class Controller:
     def start(self) -> None:
         """Become the writer, take up what an earlier controller left, and begin to decide."""
         self._epoch = self.journal.open_epoch()
+        self._first_version = self._version = self._epoch << VERSION_BITS
         self._book = Book(self.journal.jobs())
         self._healthy = True
         self._host.begin(self._inbox.put)
@@ -215,6 +227,8 @@ class Controller:
             log.info("took up the driver of %s/%s, attempt %d", record.namespace, record.name, state.attempt)
             if not state.attempt_seen:
                 self._delayed.append((0, record.uid, state.attempt))
+            if (plan := cadence.planned(record)) is not None:
+                self._host.wish_cadence(record.uid, state.attempt, plan)
             if state.stopping is not None:
                 self._ask_to_stop(record.uid, state.attempt, save=state.stopping == TerminationReason.SUSPENDED)()
             return
@@ -319,6 +333,25 @@ class Controller:
             document["status"]["message"] = f"nothing new is known, since the journal refuses it: {refusal}"
         return document
 
+    @property
+    def version(self) -> int:
+        """Grows with each commit, and from each controller of this journal to the next."""
+        return self._version
+
+    @property
+    def commits(self) -> int:
+        """Commits of this controller since it started."""
+        return self._version - self._first_version
+
+    def is_newer(self, uid: str, version: int) -> bool:
+        """Whether the job was changed after `version`; True for a version of another controller, which nothing is known of."""
+        return not max(self._first_version, self._changed_at.get(uid, 0)) <= version <= self._version
+
+    def listen(self, changed: Callable[[Collection[str]], None]) -> None:
+        """After each commit, call `changed` with the jobs that it is about: from the decision thread, so it must return at
+        once and raise nothing."""
+        self._listeners.append(changed)
+
     def wait_for_change(self, after_version: int, timeout_seconds: float) -> int:
         """Wait until something was committed after `after_version`; the newest version."""
         with self._changed:
@@ -419,6 +452,7 @@ class Controller:
             _refuse(items, error)
             return [item for item in items if not isinstance(item, _Submit | _Ask)]
         self._healthy, self._refusal = True, None
+        changed = turn.changed()
         with self._changed:
             for record in turn.commit.jobs.values():
                 self._book.put(record)
@@ -426,7 +460,11 @@ class Controller:
                     self._book.ledgers.pop(record.uid, None)
             if turn.commit:
                 self._version += 1
+                self._changed_at.update(dict.fromkeys(changed, self._version))
                 self._changed.notify_all()
+        if changed:
+            for listener in self._listeners:
+                listener(changed)
         for reply in turn.replies:
             reply()
         for action in turn.actions:
@@ -581,6 +619,22 @@ class Controller:
             self._stopping.pop(uid, None)
         for command in decision.commands:
             self._carry_out(turn, uid, command, event)
+        if isinstance(event, CADENCE_MOVES):
+            self._plan_cadence(turn, uid)
+
+    def _plan_cadence(self, turn: Turn, uid: str) -> None:
+        """Plan the time between checkpoints anew; a plan that moved is told, kept and sent down."""
+        record = turn.get(uid)
+        assert record is not None
+        if not record.state.phase.holds_machines or not cadence.is_automatic(record):
+            return
+        if (moved := cadence.replan(record, turn.observed(record), turn.now_ns)) is not None:
+            record, entry = moved
+            turn.put(record)
+            turn.tell(uid, entry)
+            plan = cadence.planned(record)
+            assert plan is not None
+            turn.actions.append(partial(self._host.wish_cadence, uid, record.state.attempt, plan))
 
     def _book_dead_time(self, turn: Turn, record: JobRecord) -> None:
         """Nobody worked since the driver was last heard of: that time is restart, not training."""
@@ -593,6 +647,8 @@ class Controller:
             case HoldMachines(workers):
                 record = turn.get(uid)
                 assert record is not None
+                capacity = self.prices.local_offering().capacity_type.value
+                turn.put(replace(record, progress={**record.progress, "capacity_type": capacity}))
                 for held in terms.machines(record, self.prices, workers, turn.now_ns):
                     turn.book(uid, held)
             case ReleaseMachines():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.accounting import CheckpointStalled, Entry
+from orchestrator.controller import cadence
 from orchestrator.controller.driver import Update
 from orchestrator.controller.journal.base import JobRecord, StepRow
 from orchestrator.lifecycle import (
@@ -111,7 +112,11 @@ def _restored(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
 def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     record, state, step = found.record, found.record.state, int(event["step"])
     if state.phase is not Phase.RUNNING:
-        found.events.append(FirstStepDone(at_ns - round(event["seconds"] * 1e9), attempt, step))
+        began_ns = at_ns - round(event["seconds"] * 1e9)
+        found.events.append(FirstStepDone(began_ns, attempt, step))
+        record = replace(record, progress=cadence.with_start(record, began_ns))
+    if cadence.is_automatic(record):
+        record = replace(record, progress=cadence.with_step(record, at_ns, event["seconds"]))
     samples = int(event.get("samples", 0))
     first_time = step > record.progress.get("heard_step", 0)
     kept = record.samples_kept + (samples if first_time else 0)
@@ -179,6 +184,11 @@ def _checkpoint(found: Findings, attempt: int, event: Fields, at_ns: int) -> Non
     stalled_ns = round(event.get("stall_seconds", 0.0) * 1e9)
     if stalled_ns > 0:
         found.entries.append(CheckpointStalled(min(covers_ns + stalled_ns, at_ns), covers_ns))
+    if cadence.is_automatic(found.record):
+        write_seconds = event.get("seconds", 0.0)
+        begun_ns = at_ns - round(write_seconds * 1e9)
+        progress = cadence.with_save(found.record, begun_ns, write_seconds, event.get("stall_seconds", 0.0))
+        found.record = replace(found.record, progress=progress)
     count = found.record.progress.get("checkpoints", 0) + 1
     _progress(found, checkpoints=count, checkpoint_bytes=event.get("bytes"), checkpoint_seconds=event.get("seconds"))
 

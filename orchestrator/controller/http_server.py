@@ -13,7 +13,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import uvicorn
@@ -151,7 +151,7 @@ class HttpServer:
 
     def __init__(self, app: Any, listener: socket.socket) -> None:
         self.port: int = listener.getsockname()[1]
-        self._closing: threading.Event = app.state.closing
+        self._let_go: Callable[[], None] = app.state.close
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -166,7 +166,7 @@ class HttpServer:
         self._thread.start()
 
     def close(self) -> None:
-        self._closing.set()
+        self._let_go()
         self._server.should_exit = True
         self._thread.join()
 

@@ -112,7 +112,7 @@ class Sampler:
             phases=phases,
             rollups=rollups,
             last_commit_ns=controller.last_commit_ns,
-            commits=controller.wait_for_change(-1, 0),
+            commits=controller.commits,
             journal_bytes=self._journal_bytes(),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.accounting import MachineHeld, PriceBook
+from orchestrator.controller import cadence
 from orchestrator.controller.home import Home
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.queueing import Need
@@ -87,4 +88,5 @@ def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, work
         worker_loop=worker_loop,
         assignment=assignment,
         env={variable["name"]: variable.get("value", "") for variable in runtime.get("env", [])},
+        cadence=cadence.planned(record),
     )

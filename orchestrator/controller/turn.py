@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.accounting import Entry, Ledger
+from orchestrator.controller import cadence
 from orchestrator.controller.journal.base import Commit, JobRecord, StepRow
+from orchestrator.domain.offerings import CapacityType
 from orchestrator.lifecycle import StoryEntry
+from orchestrator.policy import Observed
 
 Key = tuple[str, str]
 """(namespace, name) or (namespace, idempotency key)"""
@@ -27,10 +30,17 @@ class Book:
         self.keys: dict[Key, str] = {}
         self.active: set[str] = set()
         self.ledgers: dict[str, Ledger] = {}
+        self.observed: dict[CapacityType, Observed] = {}
+        """What all jobs have seen of interruptions."""
         for record in records:
             self.put(record)
 
     def put(self, record: JobRecord) -> None:
+        if (before := self.records.get(record.uid)) is not None:
+            capacity = cadence.capacity_type(before)
+            self.observed[capacity] = self.observed[capacity] - cadence.observed(before)
+        capacity = cadence.capacity_type(record)
+        self.observed[capacity] = self.observed.get(capacity, Observed()) + cadence.observed(record)
         self.records[record.uid] = record
         if record.current:
             self.names[record.namespace, record.name] = record.uid
@@ -86,6 +96,14 @@ class Turn:
     def add_step(self, row: StepRow) -> None:
         self.commit.steps.append(row)
 
+    def observed(self, record: JobRecord) -> Observed:
+        """What all jobs on the capacity type of this one have seen of interruptions, with this one as it is now."""
+        capacity = cadence.capacity_type(record)
+        seen = self._book.observed.get(capacity, Observed()) + cadence.observed(record)
+        before = self._book.records.get(record.uid)
+        same = before is not None and cadence.capacity_type(before) is capacity
+        return seen - cadence.observed(before) if before is not None and same else seen
+
     def held_machines(self, uid: str) -> tuple[str, ...]:
         """Machines the job pays for after this turn's entries."""
         return self._ledger_of(uid).held
@@ -95,6 +113,11 @@ class Turn:
         uids = dict.fromkeys(self._book.active) | dict.fromkeys(self.commit.jobs)
         records = (self.get(uid) for uid in uids)
         return [record for record in records if record is not None and not record.state.phase.ended]
+
+    def changed(self) -> set[str]:
+        """The jobs that the commit is about."""
+        told = {uid for uid, _ in self.commit.story} | {uid for uid, _ in self.commit.ledger}
+        return told | set(self.commit.jobs) | {row.uid for row in self.commit.steps}
 
     def settle_costs(self, cost_of: Callable[[JobRecord, Ledger], Mapping[str, object]]) -> None:
         """Give each job that came to rest its final cost. Must be the last change before the commit."""

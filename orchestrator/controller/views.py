@@ -75,7 +75,11 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
             "ranks": _ranks(record),
         },
         "progress": _progress(state, progress, record.samples_kept),
-        "checkpoint": {"last": _checkpoint(state), "count": progress.get("checkpoints", 0)},
+        "checkpoint": {
+            "last": _checkpoint(state),
+            "count": progress.get("checkpoints", 0),
+            **_cadence(progress),
+        },
         "restarts": {"application": state.application_restarts, "preemption": state.preemption_restarts},
         "cost": dict(cost) if cost is not None else None,
         "result": _result(record),
@@ -139,6 +143,14 @@ def _checkpoint(state: JobState) -> dict[str, Any] | None:
     if state.checkpoint_step is None:
         return None
     return {"step": state.checkpoint_step, "time": _time(state.checkpoint_ns), "uri": state.checkpoint_uri}
+
+
+def _cadence(progress: Mapping[str, Any]) -> dict[str, Any]:
+    """What is planned when `checkpoint.every` is Auto; nothing otherwise."""
+    if "cadence" not in progress:
+        return {}
+    plan = progress["cadence"]
+    return {"cadence": {"everySeconds": round(plan["every_seconds"], 3), "because": plan["because"]}}
 
 
 def _result(record: JobRecord) -> dict[str, Any] | None:

@@ -160,7 +160,7 @@ def checkpoint_interval(
 
 
 def _cost(save: SaveCost, count: int) -> str:
-    slowed = "" if save.slowdown is None else f" and slows the steps by {_time(save.slowdown)}"
+    slowed = "" if not save.slowdown else f" and slows the steps by {_time(save.slowdown)}"
     measured = "measured once" if count == 1 else f"medians of {count}"
     return f"one stalls training for {_time(save.stall)}{slowed}, and is durable after {_time(save.write)} ({measured})"
 

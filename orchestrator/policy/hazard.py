@@ -64,13 +64,18 @@ class Hazard:
     capacity_type: CapacityType
     machines: int
     observed: Observed
+    workers: int
 
     @property
     def because(self) -> str:
-        """`1 in 4.1 h expected of 2 spot machines; seen here: 1 in 3.2 machine-hours`."""
+        """`1 in 4.1 h expected of 2 spot machines (4 workers share them); seen here: 1 in 3.2 machine-hours`."""
         kind = f"{self.capacity_type.value} machine{'s' if self.machines > 1 else ''}"
-        seen = f"{self.observed.interruptions} in {_figure(self.observed.machine_hours)} machine-hours"
-        return f"1 in {_figure(1 / self.per_hour)} h expected of {self.machines} {kind}; seen here: {seen}"
+        if self.workers > self.machines:
+            kind += f" ({self.workers} workers share {'them' if self.machines > 1 else 'it'})"
+        hours = self.observed.machine_hours
+        seen = f"seen here: {self.observed.interruptions} in {_figure(hours)} machine-hours"
+        seen = seen if hours or self.observed.interruptions else "nothing seen here yet"
+        return f"1 in {_figure(1 / self.per_hour)} h expected of {self.machines} {kind}; {seen}"
 
 
 def exposure_hours(capacity_type: CapacityType, machines: int, hours: float) -> float:
@@ -78,13 +83,17 @@ def exposure_hours(capacity_type: CapacityType, machines: int, hours: float) -> 
     return hours * math.pow(machines, PRIORS[capacity_type].spread)
 
 
-def hazard(capacity_type: CapacityType, machines: int, observed: Observed) -> Hazard:
-    """The posterior mean for a gang on `machines` (at least one) of this capacity type."""
+def hazard(capacity_type: CapacityType, machines: int, observed: Observed, workers: int | None = None) -> Hazard:
+    """The posterior mean for a gang on `machines` (at least one) of this capacity type. `workers` that share machines are
+    interrupted together; their number (None: as many as machines) is only told."""
     prior = PRIORS[capacity_type]
     machine = (prior.interruptions + observed.interruptions) / (prior.machine_hours + observed.machine_hours)
-    return Hazard(machine * math.pow(machines, prior.spread), capacity_type, machines, observed)
+    rate = machine * math.pow(machines, prior.spread)
+    return Hazard(rate, capacity_type, machines, observed, machines if workers is None else workers)
 
 
 def _figure(value: float) -> str:
-    """Two or three digits."""
+    """Two digits or more; what is next to nothing is not written out."""
+    if value < 0.01:
+        return "under 0.01"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -69,8 +69,10 @@ def test_the_sentence_has_the_numbers() -> None:
     """A person reads how often, of what, and what was seen."""
     told = hazard(CapacityType.SPOT, 4, Observed(2, 30.0)).because
     assert told == "1 in 7.8 h expected of 4 spot machines; seen here: 2 in 30 machine-hours"
-    told = hazard(CapacityType.ON_DEMAND, 1, Observed()).because
-    assert told == "1 in 4,000 h expected of 1 on-demand machine; seen here: 0 in 0 machine-hours"
+    told = hazard(CapacityType.ON_DEMAND, 1, Observed(0, 1e-6)).because
+    assert told == "1 in 4,000 h expected of 1 on-demand machine; seen here: 0 in under 0.01 machine-hours"
+    told = hazard(CapacityType.ON_DEMAND, 1, Observed(), workers=2).because
+    assert told == ("1 in 4,000 h expected of 1 on-demand machine (2 workers share it); nothing seen here yet")
 
 
 def test_what_was_seen_adds_up_and_can_be_taken_back() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.domain.clock import Clock, SystemClock
+from orchestrator.domain.clock import Clock, SystemClock, seconds_between
 from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard, Wishes
 
 PRETEND = "orchestrator.platforms.engines.fake:pretend"
@@ -132,14 +132,16 @@ class FakeEngine:
 def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = None) -> dict[str, Any]:
     """A worker loop that trains nothing. Loss is 1/step; the step is kept in a file, so that an attempt continues.
 
-    Steps follow each other at once, or `PRETEND_SECONDS_PER_STEP` of `spec.runtime.env` apart."""
+    Steps follow each other at once, or `PRETEND_SECONDS_PER_STEP` of `spec.runtime.env` apart. Checkpoints are said to have
+    stalled training for `PRETEND_STALL_SECONDS`, and under `checkpoint.every: Auto` come by the time that is wished."""
     clock = clock or SystemClock()
     training = assignment["spec"]["spec"].get("training", {})
     total, batch = training.get("maxSteps") or 10, training.get("globalBatchSize", 32)
     every = assignment["spec"]["spec"].get("checkpoint", {}).get("every", 100)
-    every = every if isinstance(every, int) else 100
+    automatic, every = every == "Auto", every if isinstance(every, int) else 100
     env = {v["name"]: v.get("value") for v in assignment["spec"]["spec"].get("runtime", {}).get("env", [])}
     seconds_per_step = float(env.get("PRETEND_SECONDS_PER_STEP") or 0)
+    stall_seconds = float(env.get("PRETEND_STALL_SECONDS") or 0)
     pace = threading.Event()
     kept = Path(assignment["checkpoint_uri"]) / "pretend.json"
     start, covers_ns = _kept(kept)
@@ -168,7 +170,7 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
             "at_ns": clock.now_ns(),
         }
     )
-    saved = 0
+    saved, saved_ns = 0, clock.monotonic_ns()
     for step in range(start + 1, total + 1):
         if seconds_per_step:
             pace.wait(seconds_per_step)
@@ -187,8 +189,11 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
             }
         )
         wishes = link.wishes()
-        if step % every == 0 or wishes.checkpoint > saved or wishes.stop:
-            saved = wishes.checkpoint
+        every_seconds = wishes.checkpoint_every_seconds
+        late = every_seconds is not None and seconds_between(saved_ns, clock.monotonic_ns()) >= every_seconds
+        due = late if automatic else step % every == 0
+        if due or wishes.checkpoint > saved or wishes.stop:
+            saved, saved_ns = wishes.checkpoint, clock.monotonic_ns()
             _keep(kept, step, now_ns)
             link.send(
                 {
@@ -196,8 +201,8 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
                     "step": step,
                     "uri": str(kept),
                     "bytes": kept.stat().st_size,
-                    "seconds": 0.0,
-                    "stall_seconds": 0.0,
+                    "seconds": stall_seconds,
+                    "stall_seconds": stall_seconds,
                     "covers_ns": now_ns,
                     "at_ns": clock.now_ns(),
                     "wish": saved,
