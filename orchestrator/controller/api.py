@@ -55,7 +55,7 @@ from orchestrator.domain.errors import (
     UsageError,
 )
 from orchestrator.lifecycle import Phase
-from orchestrator.storage import Listed, list_checkpoints, verify
+from orchestrator.storage import Listed, Store, local_folder, open_store
 from orchestrator.telemetry import render
 
 __all__ = ["HttpServer", "create_app", "serve_http"]
@@ -356,9 +356,10 @@ def _serve_details(app: FastAPI, controller: Controller) -> None:
     ) -> Response:
         """Checkpoints, the newest first, whole or refused with the reason."""
         record = controller.job(namespace, name)
-        found = list_checkpoints(str(_checkpoint_folder(controller, record)))
+        store = _checkpoints(controller, record)
+        found = store.list()
         if verify_bytes:
-            found = [verify(listed.folder) if listed.whole else listed for listed in found]
+            found = [store.verify(listed.uri) if listed.whole else listed for listed in found]
         return _json({"items": [_checkpoint_document(listed) for listed in found]})
 
     @app.get(f"{job_path}/cost", tags=["details"])
@@ -536,18 +537,20 @@ def _place(cursor: str) -> tuple[int, str]:
         ) from error
 
 
-def _checkpoint_folder(controller: Controller, record: JobRecord) -> Path:
-    uri = record.document["spec"].get("checkpoint", {}).get("uri")
-    return Path(
-        record.working_dir, controller.home.checkpoint_uri(record.uid, record.name, uri).removeprefix("file://")
+def _checkpoints(controller: Controller, record: JobRecord) -> Store:
+    """The store of a job's checkpoints; a relative folder is meant from where the job was submitted."""
+    uri = controller.home.checkpoint_uri(
+        record.uid, record.name, record.document["spec"].get("checkpoint", {}).get("uri")
     )
+    local = "://" not in uri or uri.startswith("file://")
+    return open_store(str(Path(record.working_dir, local_folder(uri))) if local else uri)
 
 
 def _checkpoint_document(listed: Listed) -> dict[str, Any]:
     manifest = listed.manifest
     return {
         "step": listed.step,
-        "uri": str(listed.folder),
+        "uri": listed.uri,
         "whole": listed.whole,
         "why": listed.why,
         "bytes": None if manifest is None else manifest.total_bytes,

@@ -64,9 +64,9 @@ def cut(content: Content, size: int) -> Iterator[list[memoryview]]:
         yield group
 
 
-def entry_of(path: str, content: Content, *, shared: bool = False) -> FileEntry:
+def entry_of(path: str, content: Content, *, large: bool = False, shared: bool = False) -> FileEntry:
     """Hash a content without writing it."""
-    hasher = Hasher()
+    hasher = Hasher(large=large)
     for _ in hasher.blocks(content):
         pass
     return hasher.entry(path, shared=shared)

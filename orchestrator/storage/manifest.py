@@ -41,6 +41,8 @@ class FileEntry:
     xxh3: tuple[str, ...] = ()
     shared: bool = False
     """True for a file in `shared/`, which several checkpoints may refer to."""
+    name: str = ""
+    """What a shared file is in this checkpoint, such as `model/config.json`; its path says only what it holds."""
 
 
 @dataclass(frozen=True, slots=True)

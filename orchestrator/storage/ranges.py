@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from orchestrator.domain.errors import StorageError
+from orchestrator.domain.errors import CorruptCheckpoint
 from orchestrator.storage.hashing import BLOCK_BYTES, is_block
 from orchestrator.storage.manifest import ITEM_BYTES, FileEntry, Fragment, Manifest
 from orchestrator.storage.verification import Source, damaged
@@ -65,13 +65,13 @@ class RangeReader:
         return frozenset(self._kinds.get(name, ()))
 
     def dtype(self, name: str, kind: str) -> str:
-        """The stored type of a parameter's state, such as `float32`. Raises StorageError when there is none."""
+        """The stored type of a parameter's state, such as `float32`. Raises CorruptCheckpoint when there is none."""
         return self._of(name, kind)[0].dtype
 
     def read_into(self, name: str, kind: str, start: int, end: int, out: memoryview) -> None:
         """Read elements [start, end) of the flattened parameter, in their stored type, into `out` (as many bytes).
 
-        Raises StorageError with file and block for damage, with the elements for a gap; `out` is undefined then.
+        Raises CorruptCheckpoint with file and block for damage, with the elements for a gap; `out` is undefined then.
         """
         fragments = self._of(name, kind)
         item = ITEM_BYTES[fragments[0].dtype]
@@ -132,8 +132,8 @@ class RangeReader:
             raise self._refuse(f"it has no {kind} of {name}")
         return fragments
 
-    def _refuse(self, why: str) -> StorageError:
-        return StorageError(f"{self._uri}: {why}", hint=_OLDER)
+    def _refuse(self, why: str) -> CorruptCheckpoint:
+        return CorruptCheckpoint(f"{self._uri}: {why}", hint=_OLDER)
 
     def read_blocks(self, entry: FileEntry, number: int, out: memoryview) -> None:
         """Read whole blocks from `number` on into `out` and verify them."""

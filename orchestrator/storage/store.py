@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from orchestrator.domain.errors import NotFound, StorageError
+from orchestrator.domain.errors import CorruptCheckpoint, NotFound, StorageError
 from orchestrator.storage.errors import CHECK_DISK
 from orchestrator.storage.hashing import Content, content_digest, entry_of
 from orchestrator.storage.manifest import MANIFEST, FileEntry, Manifest, ManifestError
@@ -138,27 +138,29 @@ class Store(ABC):
         return self._checked(self._inspect(name, survey))
 
     def read(self, listed: Listed, path: str) -> bytes:
-        """A small file of a checkpoint, its hash checked. Raises StorageError."""
+        """A small file of a checkpoint by its path or name, its hash checked. Raises StorageError."""
         entry = self._entry(listed, path)
         content = bytearray(entry.bytes)
         source = self._source()
         got = source.read_into(place_of(listed.name, entry), 0, memoryview(content))
         if why := difference(source, place_of(listed.name, entry), entry, memoryview(content)[:got]):
-            raise StorageError(f"{listed.uri}: {why}", hint="restore from an older checkpoint")
+            raise CorruptCheckpoint(f"{listed.uri}: {why}", hint="restore from an older checkpoint")
         return bytes(content)
 
     def ranges(self, listed: Listed) -> RangeReader:
         """Slices of the parameters in a whole checkpoint of layout `ranges`; close it when done."""
         if listed.manifest is None:
-            raise StorageError(f"{listed.uri} cannot be read: {listed.why}", hint="restore from an older checkpoint")
+            raise CorruptCheckpoint(
+                f"{listed.uri} cannot be read: {listed.why}", hint="restore from an older checkpoint"
+            )
         places = {entry.path: place_of(listed.name, entry) for entry in listed.manifest.files}
         return RangeReader(listed.uri, listed.manifest, places, self._source())
 
     def _entry(self, listed: Listed, path: str) -> FileEntry:
         for entry in listed.manifest.files if listed.manifest else ():
-            if entry.path == path:
+            if path in (entry.path, entry.name):
                 return entry
-        raise StorageError(f"{listed.uri} has no file {path}", hint=listed.why)
+        raise CorruptCheckpoint(f"{listed.uri} has no file {path}", hint=listed.why)
 
     def _inspect(self, name: str, survey: Mapping[str, Mapping[str, int]]) -> Listed:
         uri, step = self._uri_of(name), self._step_of(name)
