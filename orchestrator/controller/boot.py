@@ -46,15 +46,15 @@ def boot(settings: Settings, environ: Mapping[str, str]) -> str:
         _say(f"ending {len(processes)} processes of a Ray that has lost its head ...")
         ray_processes.end_all(home)
     began_ns = clock.monotonic_ns()
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(ray_processes.end_all, home)  # whatever stops us, an interrupt too
         process, folder = ray_processes.begin_start(home, settings.cpus, environ)
         _import_meanwhile()
         instance = ray_processes.finish_start(process, folder)
         _say(f"Ray is up ({seconds_between(began_ns, clock.monotonic_ns()):.1f} s); starting the controller ...")
-        return _start_controller(settings, home, instance)
-    except BaseException:
-        ray_processes.end_all(home)
-        raise
+        url = _start_controller(settings, home, instance)
+        undo.pop_all()
+    return url
 
 
 def _same_version(home: Home) -> None:

@@ -60,7 +60,7 @@ class SaveCost:
 class Plan:
     every_seconds: float
     because: str
-    """What is planned and why, with the numbers; a sentence without its full stop."""
+    """What is planned; then, after a semicolon, why, with the numbers. A sentence without its full stop."""
 
     def moved_from(self, every_seconds: float | None) -> bool:
         """Whether this differs from what was planned before by more than is worth ignoring."""
@@ -131,7 +131,7 @@ def checkpoint_interval(
     if not saves:
         return Plan(
             FIRST_SECONDS,
-            f"the first checkpoint comes after {_time(FIRST_SECONDS)}, to measure what one costs ({expected.because})",
+            f"the first checkpoint comes after {_time(FIRST_SECONDS)}, to measure what one costs; interruptions: {expected.because}",
         )
     save = typical(saves)
     best = best_seconds(save.on_step_path, expected.per_hour)

@@ -103,6 +103,28 @@ def test_plan_shows_the_gang_and_the_batch(cli: Cli, job_file: Path) -> None:
     assert json.loads(cli("plan", "job.yaml", "-o", "json").out)["worldSize"] == 2
 
 
+def test_server_status_is_written_for_people(cli: Cli, tmp_path: Path) -> None:
+    """What several facts are known of is a list of them, not a Python dictionary; the JSON keeps its structure."""
+    home = tmp_path / "home"
+    home.mkdir()
+    ray = {"version": "2.60.0", "address": "127.0.0.1:6379", "folder": None}
+    facts = {"url": "http://127.0.0.1:1", "pid": 1, "engine": "ray", "ray": ray}
+    (home / "server.json").write_text(json.dumps(facts), encoding="utf-8")
+    run = cli("server", "status")
+    assert run.code == 6
+    assert [line.split(maxsplit=1) for line in run.out.splitlines() if line.startswith("Ray")] == [
+        ["Ray:", "version 2.60.0, address 127.0.0.1:6379, folder -"]
+    ]
+    assert json.loads(cli("server", "status", "-o", "json").out)["ray"] == ray
+
+
+def test_plan_says_what_auto_will_do(cli: Cli, job_file: Path) -> None:
+    """A cadence that is planned as the job runs is valid, and `plan` says what it goes by."""
+    assert cli("validate", "job.yaml", "--set", "spec.checkpoint.every=Auto").code == 0
+    run = cli("plan", "job.yaml", "--set", "spec.checkpoint.every=Auto")
+    assert "a first one soon, then as often as its measured cost and the interruptions to expect ask for" in run.out
+
+
 def test_dry_run_prints_the_plan_and_submits_nothing(cli: Cli, job_file: Path, tmp_path: Path) -> None:
     """`submit --dry-run` needs no controller and makes no home."""
     run = cli("submit", "--dry-run", "job.yaml", "--name", "other", "-n", "team")

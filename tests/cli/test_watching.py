@@ -98,6 +98,18 @@ def test_status_shows_the_job_in_a_few_lines(cli: Cli, controller: FakeControlle
     assert len(run.out.splitlines()) <= 16
 
 
+def test_status_shows_a_planned_cadence(cli: Cli, controller: FakeController) -> None:
+    """A job whose cadence is planned says what is planned; why is in the JSON and in the events."""
+    plan = {"everySeconds": 250.0, "because": "a checkpoint after every 4 min 10 s of training; one stalls training"}
+    controller.add(resource(checkpoint={"last": None, "cadence": plan}))
+    lines = cli("status", "sentiment").out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines if line.startswith("Cadence")] == [
+        ["Cadence:", "a checkpoint after every 4 min 10 s of training"]
+    ]
+    controller.add(resource(phase="Succeeded", checkpoint={"last": None, "cadence": plan}))
+    assert "Cadence" not in cli("status", "sentiment").out
+
+
 def test_status_as_json_is_the_resource(cli: Cli, controller: FakeController) -> None:
     """`status -o json` prints the same resource that the controller holds."""
     job = controller.add(resource())

@@ -115,7 +115,7 @@ def test_without_a_measurement_the_first_comes_soon() -> None:
     """Before any checkpoint was measured there is one after a minute, and the sentence says why."""
     plan = checkpoint_interval([], hazard(CapacityType.SPOT, 2, Observed()))
     assert plan.every_seconds == FIRST_SECONDS
-    assert plan.because.startswith("the first checkpoint comes after 1 min, to measure what one costs (1 in 2.8 h ")
+    assert plan.because.startswith("the first checkpoint comes after 1 min, to measure what one costs; interruptions: 1 in 2.8 h ")
 
 
 def test_the_sentence_has_the_numbers_with_their_units() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller import boot, local
+from orchestrator.controller import boot, local, ray_processes
 from orchestrator.controller.home import Home
+from orchestrator.controller.ray_processes import RayInstance
+from orchestrator.controller.settings import resolve
 from orchestrator.domain.clock import ManualClock
 from orchestrator.domain.errors import WrongServer
 
@@ -51,3 +53,24 @@ def test_a_ray_of_another_version_is_refused(tmp_path: Path) -> None:
     local.write_server_file(home, facts)
     with pytest.raises(WrongServer, match=r"version 2\.59\.0.*server stop"):
         boot._same_version(home)
+
+
+def test_whatever_stops_a_start_leaves_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between Ray's start and the controller's ends what was started; a start that succeeds ends nothing."""
+    ended: list[Path] = []
+    monkeypatch.setattr(ray_processes, "find", lambda home: (None, []))
+    monkeypatch.setattr(ray_processes, "begin_start", lambda home, cpus, environ: (None, tmp_path))
+    monkeypatch.setattr(ray_processes, "finish_start", lambda process, folder: RayInstance(folder, "127.0.0.1:1"))
+    monkeypatch.setattr(ray_processes, "end_all", lambda home: ended.append(home.path))
+    monkeypatch.setattr(boot, "_start_controller", lambda settings, home, instance: "http://127.0.0.1:2")
+    settings = resolve({"ORCHESTRATE_HOME": str(tmp_path / "home")}, tmp_path, {})
+    assert boot.boot(settings, {}) == "http://127.0.0.1:2"
+    assert ended == []
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(boot, "_import_meanwhile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        boot.boot(settings, {})
+    assert ended == [tmp_path / "home"]

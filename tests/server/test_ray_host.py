@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from orchestrator.controller.driver import Update
 from orchestrator.controller.hosts import Gone, Heard
 from orchestrator.domain.clock import SystemClock
-from orchestrator.platforms.engines.base import RunRequest
+from orchestrator.platforms.engines.base import Cadence, RunRequest
 from tests.engines.ray_cluster import local_ray
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -143,6 +144,30 @@ def test_a_driver_outlives_its_controller(tmp_path: Path) -> None:
     second.host.release(tmp_path.name)
     second.host.close()
     wait_until_gone(pids_in(tmp_path))
+
+
+def test_a_cadence_comes_with_the_start_and_from_a_later_controller(tmp_path: Path) -> None:
+    """Every rank sees the plan that the attempt was started with, and the one that another controller sends when it has
+    taken the driver up; what is sent again changes nothing."""
+    first = Controller()
+    first.begin()
+    first.host.start(replace(request_of(tmp_path, "tell_wishes"), cadence=Cadence(1, 60.0)), tmp_path)
+    first.until(lambda: first.kinds().count("cadence") == 2)
+    first.host.close()
+    second = Controller()
+    second.begin()
+    assert second.host.adopt(tmp_path.name, first.updates[-1].seq) == first.driver_id
+    for plan in (Cadence(2, 90.0), Cadence(2, 90.0), Cadence(1, 60.0)):
+        second.host.wish_cadence(tmp_path.name, 1, plan)
+    second.until(lambda: second.kinds().count("cadence") == 2)
+    second.host.wish_stop(tmp_path.name, 1)
+    second.until(lambda: "ended" in second.kinds())
+    told = [
+        update.event["seconds"] for update in (*first.updates, *second.updates) if update.event["kind"] == "cadence"
+    ]
+    assert told == [60.0, 60.0, 90.0, 90.0]
+    second.host.release(tmp_path.name)
+    second.host.close()
 
 
 def test_a_killed_driver_is_reported_and_takes_its_gang_along(controller: Controller, tmp_path: Path) -> None:

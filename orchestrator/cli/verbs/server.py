@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.arguments import Parser, add_connection, add_output, words
@@ -60,12 +61,19 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if args.output == "table":
         from orchestrator.cli.output import pairs
 
-        context.write(pairs([(_words(name), "-" if value is None else str(value)) for name, value in status.items()]))
+        context.write(pairs([(_words(name), _text(value)) for name, value in status.items()]))
     else:
         from orchestrator.cli.output import to_json, to_yaml
 
         context.write(to_json(status) if args.output == "json" else to_yaml(status))
     return int(ExitCode.OK if status.get("running") else ExitCode.UNREACHABLE)
+
+
+def _text(value: object) -> str:
+    """A fact for people; of several facts under one name, each with its own."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+    return "-" if value is None else str(value)
 
 
 def _words(name: str) -> str:

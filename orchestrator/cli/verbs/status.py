@@ -71,6 +71,8 @@ def status_text(job: JobView, now_ns: int) -> str:
     )
     if (step := job.checkpoint.get("step")) is not None:
         rows.append(("Checkpoint", f"step {step:,}, {job.checkpoint.get('uri', '')}"))
+    if not job.ended and (cadence := (job.status.get("checkpoint") or {}).get("cadence")):
+        rows.append(("Cadence", cadence["because"].partition(";")[0]))
     if job.cost:
         per_hour = job.cost.get("perHourUSD")
         from orchestrator.cli.view import dollars
