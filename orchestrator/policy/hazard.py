@@ -8,8 +8,9 @@ Machines of a gang may fall one by one or all at once, so a gang of N is interru
 * on demand, spread 1: nodes fail each for itself. Mean rate from three large clusters: 6.50 and 2.34 failures in a thousand
   node-days (Kokolis et al., HPCA 2025, arXiv 2410.21680) and 419 unexpected interruptions of 2,048 nodes in 54 days (Llama 3,
   arXiv 2407.21783), which is one in 3,700, 10,300 and 6,300 hours; the first paper's mid-sized jobs saw one in 1,000. Shipped:
-  one in 4,000. The weight, 80 machine-hours, is a choice: a laptop that is shut at noon is no data centre, so a few
-  interruptions seen here outweigh the papers.
+  one in 4,000. The weight, 8 machine-hours, is a choice: a laptop that is shut at noon is no data centre, so what is
+  seen here soon outweighs the papers. Believing too much in interruptions costs a few saves too many, far below one per cent;
+  believing too little in them costs work.
 * spot, spread 1/4: a zone takes its machines back together. Fitted on recorded markets (`tests/policy/spot_prior.py` holds
   the counts, their origin and the fit). In traces of 4 and 16 machines held at once, a whole gang was broken up 1.0 to 2.0
   times as often as one of its machines was lost, which is a spread of 0 to 0.5.
@@ -37,7 +38,7 @@ class Prior:
 
 
 PRIORS: Mapping[CapacityType, Prior] = {
-    CapacityType.ON_DEMAND: Prior(0.02, 80.0, 1.0),
+    CapacityType.ON_DEMAND: Prior(0.002, 8.0, 1.0),
     CapacityType.SPOT: Prior(1.05, 3.5, 0.25),
 }
 
