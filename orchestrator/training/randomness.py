@@ -208,7 +208,6 @@ class StepRandomness:
         Nothing of a model that `install` knows draws from them. For other models it makes a run that was stopped and
         resumed at the same world size go on with the same numbers, without any state to save.
         """
-        self._moved = self.unhandled
         number = key_of(self._seed, step, rank)
         torch.manual_seed(number % 2**63)
         random.seed(number)
@@ -223,7 +222,10 @@ class StepRandomness:
 
     @property
     def unhandled(self) -> bool:
-        """Whether any step so far drew from torch's global generators: the model has randomness of its own."""
+        """Whether the model has randomness of its own: it drew from torch's global generators since `begin`.
+
+        Once seen, it stays true; so ask at the end of each step, before anything else may draw.
+        """
         if not self._moved and self._global_states:
             now = _global_states()
             self._moved = any(not torch.equal(was, found) for was, found in zip(self._global_states, now, strict=True))

@@ -345,7 +345,7 @@ def test_a_model_with_randomness_of_its_own_is_found_out_and_repeats() -> None:
         found.begin(step, rank)
         assert found.unhandled is bool(draws)
         draws[step, rank] = (model(torch.ones(64)), np.random.random(), torch.rand(1))
-    assert found.unhandled
+        assert found.unhandled
     assert len({tuple(mask.tolist()) for mask, _, _ in draws.values()}) == 4
     again = StepRandomness(3)
     again.begin(2, 0)
