@@ -102,5 +102,5 @@ def replan(record: JobRecord, seen: Observed, now_ns: int) -> tuple[JobRecord, S
     number = 1 if before is None else before.number + 1
     cadence = {"number": number, "every_seconds": plan.every_seconds, "because": plan.because}
     state: JobState = record.state
-    entry = StoryEntry(now_ns, EVENT, state.phase, state.phase, "CadencePlanned", plan.because)
+    entry = StoryEntry(now_ns, EVENT, state.phase, state.phase, EVENT, plan.because)
     return replace(record, progress={**progress, "cadence": cadence}), entry

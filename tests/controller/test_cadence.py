@@ -57,9 +57,9 @@ def wished(world: World, name: str, attempt: int) -> list[float]:
 
 
 def told(world: World, name: str) -> list[str]:
-    """The sentences of the job's cadence events."""
+    """The sentences of the job's cadence events, as `orchestrate events` names them."""
     story = world.journal.story(world.job(name).uid)
-    return [entry.message for _, entry in story if entry.event == cadence.EVENT]
+    return [entry.message for _, entry in story if entry.event == entry.reason == "CheckpointCadence"]
 
 
 def save_now(world: World, name: str) -> JobRecord:
