@@ -175,6 +175,10 @@ class StorageError(PlatformError):
     """A disk or object store refused: full, read-only, missing, corrupt."""
 
 
+class CorruptCheckpoint(StorageError):
+    """What was read of a checkpoint is not what was written: another one may do."""
+
+
 class EngineError(PlatformError):
     """The engine that runs the workers (Ray, or what stands in for it) failed."""
 

@@ -244,6 +244,13 @@ class Store(ABC):
         Never deleted: the newest one that is whole to the last byte, refused ones (somebody may want to look), and anything
         whose name is not ours. `verified` holds URIs that were hashed a moment ago. Returns what was deleted.
         """
+        doomed = self.doomed(retention, verified=verified)
+        for listed in doomed:
+            self._retire(listed.name)
+        return [listed.uri for listed in doomed] + (self._collect_shared() if doomed else [])
+
+    def doomed(self, retention: Retention, *, verified: Collection[str] = ()) -> Listing:
+        """The checkpoints that `prune` would delete now."""
         whole = [listed for listed in self.list() if listed.whole and listed.manifest is not None]
         kept = retained(
             (
@@ -258,10 +265,7 @@ class Store(ABC):
         newest = next((item for item in whole if item.uri in verified or self._checked(item).whole), None)
         if newest is None:
             return []
-        doomed = [listed for listed in whole if listed.step not in kept and listed.step != newest.step]
-        for listed in doomed:
-            self._retire(listed.name)
-        return [listed.uri for listed in doomed] + self._collect_shared()
+        return [listed for listed in whole if listed.step not in kept and listed.step != newest.step]
 
     @abstractmethod
     def clean_leftovers(self, attempt: int) -> Places:
@@ -273,6 +277,9 @@ class Store(ABC):
         survey = self._survey()
         shared = survey.get(SHARED, {})
         files = [name for name in shared if _SHARED_FILE.fullmatch(name)]
+        for name in shared:  # marks that a cut deletion left; where the file is still there, the deletion is done below
+            if name.endswith(".doomed") and name.removesuffix(".doomed") not in shared:
+                self._delete(f"{SHARED}/{name}")
         if not files:
             return []
         needed: set[str] = set()

@@ -23,20 +23,24 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import storage
 from orchestrator.domain.clock import seconds_between
-from orchestrator.domain.errors import StorageError
+from orchestrator.training import fragments
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment
+from orchestrator.training.cadence import Cadence
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.reporting import Reporter, StepReports
-from orchestrator.training.saving import HashingWriter, stored
+from orchestrator.training.run_state import RANGES, RunState
+from orchestrator.training.saving import Part, Saved, Saver, all_refused, stored
 
 LAYOUT = "context"
 CONTEXT_FILE = "context.json"
@@ -79,8 +83,20 @@ class Context:
         self._stop = False
         self._wish = 0
         self._covers_ns = reporter.clock.now_ns()
-        self._reported_ns = self._saved_ns = reporter.clock.monotonic_ns()
+        self._reported_ns = reporter.clock.monotonic_ns()
         self._reports = StepReports()
+        checkpoint = assignment.spec.checkpoint
+        self._cadence = Cadence(checkpoint, reporter.clock, peers.rank)
+        self._store = stored(lambda: storage.open_store(assignment.checkpoint_uri))
+        self._saver = Saver(
+            peers,
+            self._store,
+            reporter.clock,
+            attempt=assignment.attempt,
+            retention=storage.Retention(checkpoint.keep, best=False),
+            verify=checkpoint.verify,
+        )
+        self._engine: tuple[Any, RunState] | None = None
         self._found = self._newest()
         self.resumed = self._found is not None
         """True when a checkpoint is there, so that `load` gives a state."""
@@ -107,22 +123,28 @@ class Context:
         clock, peers = self._reporter.clock, self._peers
         wishes = self._reporter.link.wishes()
         finite = math.isfinite(loss)
-        every_ns = self._assignment.spec.checkpoint.every_ns
-        time_due = self.rank == 0 and every_ns is not None and clock.monotonic_ns() - self._saved_ns >= every_ns
+        time_due = self._cadence.time_due(wishes)
         counts = [float(wishes.checkpoint) if rank == self.rank else 0.0 for rank in range(self.world_size)]
         names = sorted(metrics)
-        head = [loss * samples if finite else 0.0, samples, not finite, wishes.stop, time_due]
+        head = [loss * samples if finite else 0.0, samples, not finite, wishes.stop, time_due, *self._saver.flags()]
         summed = peers.sum([*head, *counts, *(float(metrics[name]) for name in names)])
+        self._saver.agreed(summed[5], summed[6])
         if summed[2]:
-            found = self._found
-            good = f"the last good checkpoint is {found.folder}" if found is not None else "there is no checkpoint"
+            newest = self._saver.finish() or (None if self._found is None else self._found.uri)
+            good = "there is no checkpoint" if newest is None else f"the last good checkpoint is {newest}"
             raise WorkerFailed(Reason.NON_FINITE_LOSS, f"the loss of step {step} is not a finite number; {good}")
-        wish = int(max(summed[5 : 5 + self.world_size]))
-        averages = [value / self.world_size for value in summed[5 + self.world_size :]]
+        wish = int(max(summed[7 : 7 + self.world_size]))
+        averages = [value / self.world_size for value in summed[7 + self.world_size :]]
         self.metrics = dict(zip(names, averages, strict=True))
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise WorkerFailed(
+                    Reason.APPLICATION_ERROR,
+                    f"report(step={step}): the metric {name!r} is not a finite number on some rank",
+                    "leave it out of the report where there is no value",
+                )
         self._stop = summed[3] > 0
-        every = self._assignment.spec.checkpoint.every_steps
-        crossed = every is not None and step // every > self.step // every
+        crossed = self._cadence.steps_due(self.step, step)
         self._save_wanted = crossed or wish > self._wish or summed[4] > 0 or self._stop
         self._wish = wish
         self.step = step
@@ -143,127 +165,164 @@ class Context:
         self._reports.remember({**report, "attempt": self.attempt, "at_ns": self._covers_ns})
         self._reported_ns = now
 
-    def save(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any], engine: Any = None) -> None:
         """Save this rank's state as of the last reported step: tensors, numbers, texts, and lists and dicts of them.
 
-        Every rank calls it, each with its own state. On return the checkpoint is durable: written aside, hashed, renamed.
-        Raises WorkerFailed on every rank when the disk refuses on one. Saving a step twice keeps the first.
+        Every rank calls it, each with its own state. With a DeepSpeed `engine`, its weights, optimizer and counters are
+        saved too, so that any number of ranks and any ZeRO stage can load them; `state` must then be the same on all
+        ranks, and rank 0's is kept. On return the state is copied and may be changed; it is written while
+        training goes on, and becomes a checkpoint when all ranks have written, at a later `report` or `save` or when the
+        function returns. These raise WorkerFailed on every rank when the disk refuses on one. Saving a step twice keeps
+        the first. Memory: one copy of the state a rank.
         """
-        clock, peers, attempt = self._reporter.clock, self._peers, self._assignment.attempt
-        start = clock.monotonic_ns()
-        uri = self._assignment.checkpoint_uri
-        writer = HashingWriter(self._torch)
-
-        def begin() -> Path:
-            partial: Path = stored(lambda: storage.begin(uri, self.step, attempt))
-            return partial
-
-        partial = peers.first(begin)
-
-        def write() -> dict[str, storage.FileEntry]:
-            writer.save(dict(state), str(partial / self._rank_file()))
-            if self.rank == 0:
-                facts = {"samples_seen": self.samples_seen, "step": self.step, "reports": self._reports.kept}
-                writer.save_json(facts, partial / CONTEXT_FILE)
-            if writer.failure is not None:
-                raise writer.failure
-            return {path.name: entry for path, entry in writer.written.items()}
-
-        parts = peers.share(write)
-        facts = storage.Manifest(
-            global_step=self.step,
-            samples_seen=self.samples_seen,
-            world=storage.World(self.world_size),
-            zero_stage=None,
-            layout=LAYOUT,
-            created_ns=clock.now_ns(),
-            covers_ns=self._covers_ns,
-            attempt=attempt,
-            metrics=self.metrics,
-            fingerprint=self._fingerprint(),
-            versions={"torch": self._torch.__version__},
-        )
-        expected = {name: entry for part in parts for name, entry in part.items()}
-        read_back = self._assignment.spec.checkpoint.verify
-
-        def commit() -> storage.Listed:
-            listed: storage.Listed = stored(
-                lambda: storage.commit(partial, facts, expected=expected, read_back=read_back)
-            )
-            return listed
-
-        saved = self._found = peers.first(commit)
-        seconds = seconds_between(start, clock.monotonic_ns())
+        run_state = None if engine is None else self._run_state(engine)
+        acknowledge = self._acknowledger(self._covers_ns, self._wish)
+        self._saver.save(self.step, lambda: self._parts(state, run_state), acknowledge)
         self._save_wanted = False
-        self._saved_ns = clock.monotonic_ns()
-        self._reports.kept.clear()
-        assert saved.manifest is not None
-        self._reporter.first(
-            "checkpoint",
-            step=self.step,
-            uri=str(saved.folder),
-            bytes=saved.manifest.total_bytes,
-            seconds=seconds,
-            stall_seconds=seconds,
-            covers_ns=self._covers_ns,
-            wish=self._wish,
-            best=False,
-        )
-        if self.rank == 0:
-            try:
-                storage.prune(uri, keep=self._assignment.spec.checkpoint.keep, verified=[saved.folder])
-            except StorageError:
-                return  # deleting old checkpoints is tried again at the next save
+        self._cadence.saved()
 
-    def load(self) -> dict[str, Any] | None:
-        """This rank's state of the newest whole checkpoint; None when the job begins. Every rank calls it, or none."""
+    def load(self, engine: Any = None) -> dict[str, Any] | None:
+        """This rank's state of the newest whole checkpoint at the start; None when the job begins. Every rank calls it, or none.
+
+        With the `engine` that was given to `save`, it is filled as well, whatever the number of ranks or the ZeRO stage.
+        """
         found = self._found
         if found is None:
             return None
+        manifest = found.manifest
+        assert manifest is not None
+        if (manifest.layout == RANGES) != (engine is not None):
+            raise config_invalid(
+                f"{found.uri} was saved {'with' if engine is None else 'without'} an engine",
+                f"call load({'engine' if engine is None else ''}) as save was called, or use another checkpoint.uri",
+            )
+        if engine is not None:
+            self._run_state(engine).load(found)
 
         def read() -> dict[str, Any]:
-            state: dict[str, Any] = self._torch.load(found.folder / self._rank_file(), weights_only=True)
+            content = stored(lambda: self._store.read(found, self._rank_file(0 if engine is not None else self.rank)))
+            state: dict[str, Any] = self._torch.load(io.BytesIO(content), weights_only=True)
             return state
 
         return self._peers.settle(read)
 
-    def _newest(self) -> storage.Listed | None:
-        uri = self._assignment.checkpoint_uri
+    def finish(self) -> None:
+        """Wait until what was saved is durable. Called by every rank after the function has returned."""
+        self._saver.finish()
 
+    def close(self) -> None:
+        """Let the writing thread go."""
+        self._saver.close()
+
+    def _parts(self, state: Mapping[str, Any], run_state: RunState | None) -> tuple[list[Part], storage.Manifest]:
+        parts = []
+        if run_state is None or self.rank == 0:
+            copied = io.BytesIO()
+            self._torch.save(dict(state), copied)
+            parts.append(Part(self._rank_file(self.rank), lambda: [copied.getbuffer()]))
+        if self.rank == 0:
+            facts = {"samples_seen": self.samples_seen, "step": self.step, "reports": self._reports.kept}
+            text = (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
+            parts.append(Part(CONTEXT_FILE, lambda: [text]))
+        self._reports.kept.clear()
+        if run_state is None:
+            manifest = self._facts(LAYOUT, None)
+        else:
+            parts = run_state.parts({}, parts)
+            manifest = run_state.facts()
+        return parts, replace(
+            manifest,
+            global_step=self.step,
+            samples_seen=self.samples_seen,
+            covers_ns=self._covers_ns,
+            metrics=self.metrics,
+        )
+
+    def _facts(self, layout: str, zero_stage: int | None) -> storage.Manifest:
+        """What is the same in every manifest of this attempt."""
+        return storage.Manifest(
+            global_step=0,
+            samples_seen=0,
+            world=storage.World(self.world_size),
+            zero_stage=zero_stage,
+            layout=layout,
+            created_ns=0,
+            covers_ns=0,
+            attempt=self.attempt,
+            fingerprint=self._fingerprint(layout),
+            versions={"torch": self._torch.__version__},
+        )
+
+    def _run_state(self, engine: Any) -> RunState:
+        """The state of the user's engine; attached once."""
+        if self._engine is None or self._engine[0] is not engine:
+            import deepspeed
+
+            attached = fragments.attach(engine, self._peers, deepspeed_version=deepspeed.__version__)
+            facts = self._facts(RANGES, int(engine.zero_optimization_stage()))
+            self._engine = engine, RunState(self._torch, self._peers, self._store, attached, facts, {})
+        return self._engine[1]
+
+    def _acknowledger(self, covers_ns: int, wish: int) -> Callable[[Saved], None]:
+        def acknowledge(saved: Saved) -> None:
+            manifest = saved.listed.manifest
+            assert manifest is not None
+            self._reporter.first(
+                "checkpoint",
+                step=manifest.global_step,
+                uri=saved.listed.uri,
+                bytes=manifest.total_bytes,
+                seconds=saved.seconds,
+                stall_seconds=saved.stall_seconds,
+                covers_ns=covers_ns,
+                wish=wish,
+                best=False,
+            )
+
+        return acknowledge
+
+    def _newest(self) -> storage.Listed | None:
         def look() -> tuple[storage.Listed | None, list[storage.Listed]]:
-            stored(lambda: storage.clean_leftovers(uri, self._assignment.attempt))
-            found, refused = stored(lambda: storage.newest_whole(uri))
+            stored(lambda: self._store.clean_leftovers(self.attempt + 1))
+            found, refused = stored(self._store.newest_whole)
+            if found is None and refused:
+                raise all_refused(self._store.uri, refused)
             if found is not None:
                 manifest = found.manifest
-                if manifest.layout != LAYOUT or manifest.fingerprint != self._fingerprint():
+                assert manifest is not None
+                ours = manifest.layout in (LAYOUT, RANGES)
+                if not ours or manifest.fingerprint != self._fingerprint(manifest.layout):
                     raise config_invalid(
-                        f"{found.folder} was written by another function, other arguments or another number of ranks",
+                        f"{found.uri} was written by another function, other arguments or another number of ranks",
                         "use another checkpoint.uri, or delete the old checkpoints",
                     )
             return found, refused
 
         found, refused = self._peers.first(look)
-        if found is not None and found.manifest is not None:
-            self.step, self.samples_seen = found.manifest.global_step, found.manifest.samples_seen
+        manifest = None if found is None else found.manifest
+        if manifest is not None:
+            self.step, self.samples_seen = manifest.global_step, manifest.samples_seen
         self._reporter.first(
             "restored",
             step=self.step,
-            uri=None if found is None else str(found.folder),
-            covers_ns=None if found is None or found.manifest is None else found.manifest.covers_ns,
-            refused=[{"uri": str(item.folder), "why": item.why} for item in refused],
+            uri=None if found is None else found.uri,
+            covers_ns=None if manifest is None else manifest.covers_ns,
+            refused=[{"uri": item.uri, "why": item.why} for item in refused],
         )
         if found is not None and self.rank == 0:
-            told = json.loads((found.folder / CONTEXT_FILE).read_text(encoding="utf-8"))
+            told = json.loads(stored(lambda: self._store.read(found, CONTEXT_FILE)))
             self._reporter.first("steps_again", steps=told["reports"])
         return found
 
-    def _rank_file(self) -> str:
-        return f"rank-{self.rank:05d}.pt"
+    def _rank_file(self, rank: int) -> str:
+        return f"state-{rank:05d}.pt"
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, layout: str) -> str:
+        """Identity of the function and, where each rank has a state of its own, of the number of ranks."""
         entrypoint = self._assignment.spec.entrypoint
         name = entrypoint.function if entrypoint is not None else ""
-        identity = json.dumps([name, dict(self.args), self.world_size, self.seed], sort_keys=True)
+        ranks = self.world_size if layout == LAYOUT else None
+        identity = json.dumps([name, dict(self.args), ranks, self.seed], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
@@ -271,7 +330,11 @@ def call(context: Context, function_name: str) -> dict[str, Any]:
     """Run the user's function to its end. Its own exceptions leave as they are."""
     function = _find(function_name)
     _takes(function, function_name, context.args)
-    result = function(context, **context.args)
+    try:
+        result = function(context, **context.args)
+        context.finish()
+    finally:
+        context.close()
     metrics = dict(context.metrics)
     if isinstance(result, Mapping):
         metrics |= {str(name): _number(str(name), value) for name, value in result.items()}

@@ -7,6 +7,7 @@ go to a JSON-lines file in the run's folder, rank 0 prints a line for people, an
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class JournalLink:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
         self._screen = screen
+        self._lock = threading.Lock()
         self._checkpoint_wishes = 0
         self._stop = False
         self._every_seconds = every_seconds
@@ -69,11 +71,12 @@ class JournalLink:
 
     def send(self, event: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(event) + "\n")
-            self._file.flush()
-            if self._screen is not None and (line := for_people(event)) is not None:
-                self._screen.write(line + "\n")
-                self._screen.flush()
+            with self._lock:  # checkpoints are told by the thread that wrote them
+                self._file.write(json.dumps(event) + "\n")
+                self._file.flush()
+                if self._screen is not None and (line := for_people(event)) is not None:
+                    self._screen.write(line + "\n")
+                    self._screen.flush()
         except (OSError, ValueError):  # a full disk or a closed pipe must not stop training; the link's contract
             return
 

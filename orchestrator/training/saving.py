@@ -1,168 +1,66 @@
-"""Saving and restoring the whole state of a run, all ranks together, through `orchestrator.storage`.
+"""Saving beside training: two phases over all ranks, no collective of its own while a write is under way.
 
-A checkpoint holds DeepSpeed's own files (model, optimizer, loss scaler), one file of random-number state a rank, and
-`trainer.json`: step, samples seen, early stopping. Every byte goes through `HashingWriter`, so that a full disk is
-noticed as such, on whichever rank, and told to all before the next collective.
+1. At a step that all ranks agreed on, each copies its state (its part's `content` is ready to be read) and goes on
+   training; a thread of each rank writes the part and hashes it on the way.
+2. Every rank puts "written" or "failed" into the all-reduce that each step makes anyway (`flags`, `agreed`). When all have
+   written, the ranks exchange the hashes, and a thread of rank 0 commits. Only then is the checkpoint told to anybody.
 
-First form: the files can be read only by the same world size and ZeRO stage; anything else is refused with a reason.
+So the step path pays for the copy alone, a failure on one rank is raised by all at the same step, and at most one save is
+under way: the next one first waits for it (back-pressure), so that memory is bounded by one copy of the state.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import random
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from orchestrator import storage
+from orchestrator.domain.clock import Clock, seconds_between
 from orchestrator.domain.errors import StorageError
-from orchestrator.storage.checkpoints import is_full, storage_error
+from orchestrator.storage import is_full
 from orchestrator.training.agreement import Peers
-from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
-from orchestrator.training.reporting import StepReports
+from orchestrator.training.errors import Reason, WorkerFailed
 
-LAYOUT = "deepspeed"
-TRAINER_FILE = "trainer.json"
-Open = Callable[[Path], BinaryIO]
+T = TypeVar("T")
+Content = Iterable[memoryview | bytes]
+Entries = dict[str, storage.FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of one rank."""
+
+    path: str
+    """Name in the checkpoint; of a shared part, the name that its fragments carry until its digest is known."""
+    content: Callable[[], Content]
+    """Called once, in the writing thread."""
+    shared: bool = False
+    """Written once for all checkpoints of the store, and named by its content."""
+    large: bool = False
+    """Hashed by blocks, so that slices of it can be read and verified alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A committed checkpoint and what it cost. `seconds`: from the step's end until it was durable."""
+
+    listed: storage.Listed
+    seconds: float
+    stall_seconds: float
 
 
 @dataclass
-class Progress:
-    """Where a run is: what must survive a restart beside weights and random numbers."""
+class _Pending:
+    """A save between its submission and the moment when all ranks know that everybody has written."""
 
-    step: int = 0
-    samples_seen: int = 0
-    best_value: float | None = None
-    best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    evaluations_without_improvement: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The newest validation metrics."""
-    stopped_early: bool = False
-    reports: StepReports = field(default_factory=StepReports)
-
-    @classmethod
-    def from_document(cls, document: dict[str, Any]) -> Progress:
-        return cls(**(document | {"reports": StepReports(**document["reports"])}))
-
-
-def open_for_writing(path: Path) -> BinaryIO:
-    return path.open("wb")
-
-
-class _Hashed(io.RawIOBase):
-    """A file for writing that remembers the sha256 and size of what it was given, and the OSError it met."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        try:
-            self._file.write(view)
-        except OSError as error:
-            self.error = error  # torch wraps it in a RuntimeError without the errno
-            raise
-        self.sha256.update(view)
-        self.size += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        if not self._file.closed:
-            self._file.flush()
-
-
-class HashingWriter:
-    """DeepSpeed's checkpoint-engine interface (create, save, load, commit, makedirs). Failures of `save` are kept.
-
-    They must not be raised inside `save_checkpoint`: other ranks wait there in barriers. `settle` raises them.
-    """
-
-    def __init__(self, torch: Any, open_file: Open | None = None) -> None:
-        self._torch = torch
-        self._open = open_file if open_file is not None else open_for_writing
-        self.name = "orchestrate"
-        self.written: dict[Path, storage.FileEntry] = {}
-        self.failure: WorkerFailed | None = None
-
-    def reset(self) -> None:
-        self.written = {}
-        self.failure = None
-
-    def save(self, state_dict: Any, path: str) -> None:
-        self._write(Path(path), lambda file: self._torch.save(state_dict, file))
-
-    def save_json(self, value: Mapping[str, Any], path: Path) -> None:
-        text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-        self._write(path, lambda file: file.write(text.encode()))
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        # The folder is this job's own and was verified; DeepSpeed's files hold objects that weights_only refuses.
-        return self._torch.load(path, map_location=map_location, weights_only=False)
-
-    def create(self, info: Any) -> None:
-        """Nothing to prepare: the folder is made before DeepSpeed is asked to save."""
-
-    def commit(self, info: Any) -> bool:
-        return True
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        try:
-            Path(path).mkdir(parents=True, exist_ok=exist_ok)
-        except OSError as error:
-            self._failed(Path(path), error)
-
-    def is_data_parallel_writer(self, dp_rank: int) -> bool:
-        return dp_rank == 0
-
-    def is_decoupled(self) -> bool:
-        return False
-
-    def set_commit_info(self, info: Any) -> None:
-        """Only decoupled engines keep it."""
-
-    def get_commit_info(self) -> None:
-        return None
-
-    def cleanup(self) -> None:
-        """No background work to wait for."""
-
-    def preserves_storage_sharing(self) -> bool:
-        return True
-
-    def _write(self, path: Path, write: Callable[[Any], Any]) -> None:
-        if self.failure is not None:
-            return
-        hashed: _Hashed | None = None
-        try:
-            with self._open(path) as file:
-                hashed = _Hashed(file)
-                write(hashed)
-        except OSError as error:
-            self._failed(path, error)
-            return
-        except RuntimeError:
-            if hashed is None or hashed.error is None:
-                raise
-            self._failed(path, hashed.error)
-            return
-        self.written[path] = storage.FileEntry(path.name, hashed.size, hashed.sha256.hexdigest())
-
-    def _failed(self, path: Path, error: OSError) -> None:
-        self.failure = as_worker_failure(storage_error("write", path, error), error)
-        self.failure.__cause__ = error
+    draft: storage.Draft
+    facts: storage.Manifest
+    written: Future[Entries]
+    began_ns: int
+    stall_ns: int
+    acknowledge: Callable[[Saved], None]
 
 
 def as_worker_failure(error: StorageError, cause: BaseException | None) -> WorkerFailed:
@@ -171,7 +69,7 @@ def as_worker_failure(error: StorageError, cause: BaseException | None) -> Worke
     return WorkerFailed(Reason.STORAGE_FULL if full else Reason.STORAGE_FAILED, error.what, error.hint)
 
 
-def stored(work: Callable[[], Any]) -> Any:
+def stored(work: Callable[[], T]) -> T:
     """Run a storage operation; its StorageError leaves as WorkerFailed."""
     try:
         return work()
@@ -179,152 +77,153 @@ def stored(work: Callable[[], Any]) -> Any:
         raise as_worker_failure(error, error.__cause__) from error
 
 
-@dataclass
+def all_refused(uri: str, refused: Sequence[storage.Listed]) -> WorkerFailed:
+    """There are checkpoints and none is whole: beginning anew would redo all of it unasked."""
+    newest = refused[0]
+    return WorkerFailed(
+        Reason.STORAGE_FAILED,
+        f"none of the {len(refused)} checkpoints in {uri} is whole; the newest, of step {newest.step}: {newest.why}",
+        "bring one back from a copy, or delete them to begin anew",
+    )
+
+
 class Saver:
-    """Saves and restores one run's checkpoints. Every method is called by all ranks at the same step."""
+    """Writes one attempt's checkpoints. Every method is called by all ranks at the same step, from the training thread."""
 
-    torch: Any
-    peers: Peers
-    uri: str
-    attempt: int
-    stage: int
-    fingerprint: str
-    keep: int
-    verify: bool
-    world: storage.World
-    versions: Mapping[str, str]
+    def __init__(
+        self,
+        peers: Peers,
+        store: storage.Store,
+        clock: Clock,
+        *,
+        attempt: int,
+        retention: storage.Retention,
+        verify: bool,
+    ) -> None:
+        self._peers = peers
+        self._store = store
+        self._clock = clock
+        self._attempt = attempt
+        self._retention = retention
+        self._verify = verify
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+        self._commit: Future[None] | None = None
+        """Rank 0's newest commit, until it is known to have succeeded."""
+        self._shared: Entries = {}
+        self._last_step: int | None = None
+        self._newest: str | None = None
 
-    def newest(self) -> tuple[storage.Listed | None, list[storage.Listed]]:
-        """The newest whole checkpoint and those refused, as rank 0 sees them, after clearing dead attempts' leftovers."""
+    def flags(self) -> tuple[float, float]:
+        """(this rank has written what it should, something of it failed), each 0.0 or 1.0: to be summed over the ranks."""
+        written = failed = False
+        if self._pending is not None and self._pending.written.done():
+            failed = self._pending.written.exception() is not None
+            written = not failed
+        if self._commit is not None and self._commit.done():
+            failed = failed or self._commit.exception() is not None
+        return float(written), float(failed)
 
-        def look() -> tuple[storage.Listed | None, list[storage.Listed]]:
-            stored(lambda: storage.clean_leftovers(self.uri, self.attempt))
-            found, refused = stored(lambda: storage.newest_whole(self.uri))
-            if found is not None:
-                self._refuse_foreign(found)
-            return found, refused
-
-        return self.peers.first(look)
-
-    def restore(self, engine: Any, listed: storage.Listed) -> Progress:
-        """Load weights, optimizer and random numbers of a verified checkpoint; returns where the run was."""
-        engine.checkpoint_engine = HashingWriter(self.torch)
-        engine.load_checkpoint(str(listed.folder), tag=LAYOUT)
-
-        def rest() -> Progress:
-            self._set_random_state(self.torch.load(listed.folder / self._rank_file(), weights_only=True))
-            return Progress.from_document(json.loads((listed.folder / TRAINER_FILE).read_text(encoding="utf-8")))
-
-        return self.peers.settle(rest)
-
-    def load_weights(self, engine: Any, listed: storage.Listed) -> None:
-        """Only what evaluation and export need; the whole state is read, since ZeRO keeps the weights in it."""
-        engine.load_checkpoint(str(listed.folder), tag=LAYOUT)
+    def agreed(self, written: float, failed: float) -> None:
+        """What the sums of all ranks' flags say: go on, let rank 0 commit, or raise WorkerFailed together."""
+        if failed:
+            self._peers.settle(self._raise_own)
+        if self._pending is not None and written == self._peers.world_size:
+            self._hand_over(self._pending)
 
     def save(
-        self, engine: Any, progress: Progress, *, covers_ns: int, now_ns: Callable[[], int], best: bool
-    ) -> storage.Listed:
-        """Write and commit one checkpoint; on return it is durable. Raises WorkerFailed on every rank."""
-        writer = HashingWriter(self.torch)
+        self,
+        step: int,
+        prepare: Callable[[], tuple[Sequence[Part], storage.Manifest]],
+        acknowledge: Callable[[Saved], None],
+    ) -> bool:
+        """Begin to save `step`: wait for the save before it, let `prepare` copy the state, and return.
 
-        def start() -> Path:
-            partial: Path = stored(lambda: storage.begin(self.uri, progress.step, self.attempt))
-            stored(lambda: storage.LocalFiles().make_folder(partial / LAYOUT))
-            return partial
+        `prepare` gives this rank's parts and, on rank 0, the facts of the manifest (`files` is filled in). `acknowledge`
+        is called on rank 0, in its writing thread, when the checkpoint is durable. A step that was saved already in this
+        attempt is left alone (False).
+        """
+        if step == self._last_step:
+            return False
+        began = self._clock.monotonic_ns()
+        if self._pending is not None:
+            self._wait_for_all(self._pending)
+        parts, facts = prepare()
+        draft = self._store.draft(step, self._attempt)
+        written = self._thread.submit(self._write, draft, parts)
+        stalled = self._clock.monotonic_ns() - began
+        self._pending = _Pending(draft, facts, written, began, stalled, acknowledge)
+        self._last_step = step
+        return True
 
-        partial = self.peers.first(start)
-        engine.checkpoint_engine = writer
-        engine.save_checkpoint(str(partial), tag=LAYOUT, save_latest=False)
-        writer.save(self._random_state(), str(partial / self._rank_file()))
-        if self.peers.rank == 0:
-            writer.save_json(asdict(progress), partial / TRAINER_FILE)
+    def finish(self) -> str | None:
+        """Wait until everything that was begun is durable: where this attempt's newest checkpoint is, on every rank.
 
-        def written() -> dict[str, storage.FileEntry]:
-            if writer.failure is not None:
-                raise writer.failure
-            names = {path: path.relative_to(partial).as_posix() for path in writer.written}
-            return {
-                names[path]: storage.FileEntry(names[path], entry.bytes, entry.sha256)
-                for path, entry in writer.written.items()
-            }
+        Raises WorkerFailed on every rank when something cannot be.
+        """
+        if self._pending is not None:
+            self._wait_for_all(self._pending)
 
-        parts = self.peers.share(written)
+        def committed() -> str | None:
+            if self._commit is not None:
+                _result(self._commit)
+            return self._newest
 
-        def finish() -> storage.Listed:
-            facts = storage.Manifest(
-                global_step=progress.step,
-                samples_seen=progress.samples_seen,
-                world=self.world,
-                zero_stage=self.stage,
-                layout=LAYOUT,
-                created_ns=now_ns(),
-                covers_ns=covers_ns,
-                attempt=self.attempt,
-                metrics=progress.metrics,
-                best=best,
-                fingerprint=self.fingerprint,
-                versions=self.versions,
-            )
-            expected = {name: entry for part in parts for name, entry in part.items()}
-            committed: storage.Listed = stored(
-                lambda: storage.commit(partial, facts, expected=expected, read_back=self.verify)
-            )
-            return committed
+        return self._peers.first(committed)
 
-        return self.peers.first(finish)
+    def close(self) -> None:
+        """Let the thread go. What is under way is written to its end, but not waited for by other ranks."""
+        self._thread.shutdown(wait=True)
 
-    def prune(self, newest: storage.Listed) -> None:
-        """Drop old checkpoints (rank 0). A failure to delete is no failure of the run: the next save tries again."""
-        if self.peers.rank == 0:
-            try:
-                storage.prune(self.uri, keep=self.keep, verified=[newest.folder])
-            except StorageError:
-                return
+    def _wait_for_all(self, pending: _Pending) -> None:
+        start = self._clock.monotonic_ns()
+        wait([pending.written])
+        self._peers.settle(self._raise_own)
+        pending.stall_ns += self._clock.monotonic_ns() - start
+        self._hand_over(pending)
 
-    def _rank_file(self) -> str:
-        return f"rank-{self.peers.rank:05d}.pt"
+    def _raise_own(self) -> None:
+        for future in (self._pending.written if self._pending is not None else None, self._commit):
+            if future is not None and future.done():
+                _result(future)
 
-    def _refuse_foreign(self, found: storage.Listed) -> None:
-        manifest = found.manifest
-        assert manifest is not None
-        if manifest.layout != LAYOUT:
-            raise config_invalid(
-                f"{found.folder} holds states of a user's function, not of the built-in trainer",
-                "use another checkpoint.uri",
-            )
-        if manifest.world.size != self.world.size or manifest.zero_stage != self.stage:
-            raise config_invalid(
-                f"{found.folder} was written by {manifest.world.size} ranks with ZeRO stage {manifest.zero_stage}; "
-                f"this run has {self.world.size} ranks and stage {self.stage}",
-                "resume with the same workers and deepspeed.stage, or use another checkpoint.uri",
-            )
-        if manifest.fingerprint != self.fingerprint:
-            raise config_invalid(
-                f"{found.folder} belongs to a run with another model, other data, or another batch size or seed",
-                "use another checkpoint.uri, or delete the old checkpoints",
-            )
+    def _hand_over(self, pending: _Pending) -> None:
+        """All have written: exchange the hashes; rank 0 commits in its thread."""
+        start = self._clock.monotonic_ns()
+        entries = {path: entry for part in self._peers.gather(pending.written.result()) for path, entry in part.items()}
+        self._pending = None
+        if self._peers.rank == 0:
+            pending.stall_ns += self._clock.monotonic_ns() - start
+            self._commit = self._thread.submit(self._commit_and_prune, pending, entries)
 
-    def _random_state(self) -> dict[str, Any]:
-        version, internal, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-        return {
-            "torch": self.torch.get_rng_state(),
-            "cuda": self.torch.cuda.get_rng_state() if self.peers.device.startswith("cuda") else None,
-            "python": [version, list(internal), gauss],
-            "numpy": [
-                str(name),
-                self.torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                int(position),
-                int(has_gauss),
-                float(cached),
-            ],
-        }
+    # ---- in the thread
 
-    def _set_random_state(self, state: Mapping[str, Any]) -> None:
-        self.torch.set_rng_state(state["torch"])
-        if state["cuda"] is not None:
-            self.torch.cuda.set_rng_state(state["cuda"])
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        name, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    def _write(self, draft: storage.Draft, parts: Sequence[Part]) -> Entries:
+        entries: Entries = {}
+        for part in parts:
+            if part.shared and part.path in self._shared:
+                entries[part.path] = self._shared[part.path]
+            elif part.shared:
+                entry = replace(draft.write_shared(part.content()), name=part.path)
+                entries[part.path] = self._shared[part.path] = entry
+            else:
+                entries[part.path] = draft.write(part.path, part.content(), large=part.large)
+        return entries
+
+    def _commit_and_prune(self, pending: _Pending, entries: Mapping[str, storage.FileEntry]) -> None:
+        files = {path: entry.path for path, entry in entries.items()}
+        fragments = tuple(replace(fragment, file=files[fragment.file]) for fragment in pending.facts.fragments)
+        facts = replace(pending.facts, fragments=fragments, created_ns=self._clock.now_ns())
+        listed = pending.draft.commit(facts, entries.values(), read_back=self._verify)
+        seconds = seconds_between(pending.began_ns, self._clock.monotonic_ns())
+        self._newest = listed.uri
+        pending.acknowledge(Saved(listed, seconds, seconds_between(0, pending.stall_ns)))
+        try:
+            self._store.prune(self._retention, verified=[listed.uri])
+        except StorageError:
+            return  # deleting old checkpoints is tried again after the next save
+
+
+def _result(future: Future[Any]) -> None:
+    """Raise what went wrong in a thread."""
+    stored(future.result)

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
 from orchestrator.planning.stage import choose_stage
 from orchestrator.spec.models import Data, Model
 from orchestrator.storage.checkpoints import storage_error
-from orchestrator.training import dataset, models, presets, randomness, tokens
+from orchestrator.training import dataset, fragments, models, presets, randomness, tokens
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment
+from orchestrator.training.cadence import Cadence
 from orchestrator.training.engine import Batches, evaluate, gradient_norm, initialize, set_learning_rate
 from orchestrator.training.errors import Reason, WorkerFailed
 from orchestrator.training.order import SampleOrder, micro_batches, share
+from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import Reporter
-from orchestrator.training.saving import Progress, Saver, as_worker_failure
+from orchestrator.training.run_state import RANGES, RunState
+from orchestrator.training.saving import Part, Saved, Saver, as_worker_failure, stored
 from orchestrator.training.schedule import learning_rate, warmup_steps
 from orchestrator.training.sources import read_rows
 
@@ -105,10 +109,14 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train from the newest whole checkpoint to the end, evaluate, export."""
         self._set_up()
-        outcome = self._train()
-        if outcome is not None:
-            return outcome
-        return self._finish()
+        try:
+            outcome = self._train()
+            self.saver.finish()
+            if outcome is not None:
+                return outcome
+            return self._finish()
+        finally:
+            self.saver.close()
 
     # ---- start
 
@@ -199,39 +207,65 @@ class Trainer:
 
         assignment, peers = self.assignment, self.peers
         identity = [self.prepared.digest(), self.plan.global_batch, self.training.seed, shapes]
+        store = stored(lambda: storage.open_store(assignment.checkpoint_uri))
+        checkpoint = assignment.spec.checkpoint
         self.saver = Saver(
-            torch=self.torch,
-            peers=peers,
-            uri=assignment.checkpoint_uri,
+            peers,
+            store,
+            self.reporter.clock,
             attempt=assignment.attempt,
-            stage=self.choice.stage,
-            fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-            keep=assignment.spec.checkpoint.keep,
-            verify=assignment.spec.checkpoint.verify,
-            world=storage.World(self.plan.world_size, self.plan.micro_batch, self.plan.accumulation),
-            versions={
-                "torch": self.torch.__version__,
-                "deepspeed": self.deepspeed.__version__,
-                "transformers": transformers.__version__,
-            },
+            retention=storage.Retention(checkpoint.keep),
+            verify=checkpoint.verify,
         )
-        self.progress = Progress()
+        self.state = RunState(
+            self.torch,
+            peers,
+            store,
+            fragments.attach(self.engine, peers, deepspeed_version=self.deepspeed.__version__),
+            storage.Manifest(
+                global_step=0,
+                samples_seen=0,
+                world=storage.World(self.plan.world_size, self.plan.micro_batch, self.plan.accumulation),
+                zero_stage=self.choice.stage,
+                layout=RANGES,
+                created_ns=0,
+                covers_ns=0,
+                attempt=assignment.attempt,
+                fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+                versions={
+                    "torch": self.torch.__version__,
+                    "deepspeed": self.deepspeed.__version__,
+                    "transformers": transformers.__version__,
+                },
+            ),
+            self._model_files(),
+        )
         with self.reporter.stage("restore"):
-            found, refused = self.saver.newest()
-            if found is not None:
-                self.progress = self.saver.restore(self.engine, found)
-        self.last_saved = found
-        self.saved_at_ns = self.reporter.clock.monotonic_ns()
+            found, refused, where = self.state.restore(assignment.attempt)
+            self.progress = Progress() if where is None else Progress.from_document(where)
+        self.restored_from = None if found is None else found.uri
+        self.cadence = Cadence(checkpoint, self.reporter.clock, peers.rank)
         self.reporter.first(
             "restored",
             step=self.progress.step,
-            uri=None if found is None else str(found.folder),
+            uri=None if found is None else found.uri,
             covers_ns=None if found is None or found.manifest is None else found.manifest.covers_ns,
-            refused=[{"uri": str(item.folder), "why": item.why} for item in refused],
+            refused=[{"uri": item.uri, "why": item.why} for item in refused],
         )
         if self.progress.reports.kept:
             self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
             self.progress.reports.kept.clear()
+
+    def _model_files(self) -> dict[str, bytes]:
+        """What a reader of the weights needs to know beside them: the model's configuration and tokenizer, as files."""
+        if self.peers.rank != 0:
+            return {}
+        with tempfile.TemporaryDirectory() as name:
+            self.model.config.save_pretrained(name)
+            self.prepared.tokenizer.save_pretrained(name)
+            facts = {"task": self.model_spec.task, "precision": self.precision}
+            models.describe(Path(name), self.prepared.labels, facts)
+            return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
 
     # ---- steps
 
@@ -261,14 +295,13 @@ class Trainer:
             self.reporter.first("step", **report)
             progress.reports.remember({**report, "attempt": self.assignment.attempt, "at_ns": covers_ns})
             improved = self._evaluate_if_due(decision.samples)
-            every = self.assignment.spec.checkpoint.every_steps
             due = (
                 improved
                 or decision.save
                 or decision.stop
                 or progress.stopped_early
                 or progress.step == self.total_steps
-                or (every is not None and progress.step % every == 0)
+                or self.cadence.steps_due(progress.step - 1, progress.step)
             )
             if due:
                 self._save(covers_ns, best=improved, wish=decision.wish)
@@ -331,17 +364,14 @@ class Trainer:
         peers = self.peers
         wishes = self.reporter.link.wishes()
         finite = math.isfinite(loss_sum)
-        every_ns = self.assignment.spec.checkpoint.every_ns
-        time_due = (
-            peers.rank == 0
-            and every_ns is not None
-            and self.reporter.clock.monotonic_ns() - self.saved_at_ns >= every_ns
-        )
+        time_due = self.cadence.time_due(wishes)
         counts = [float(wishes.checkpoint) if rank == peers.rank else 0.0 for rank in range(peers.world_size)]
-        summed = peers.sum([loss_sum if finite else 0.0, not finite, wishes.stop, time_due, *counts])
+        flags = self.saver.flags()
+        summed = peers.sum([loss_sum if finite else 0.0, not finite, wishes.stop, time_due, *flags, *counts])
+        self.saver.agreed(summed[4], summed[5])
         if summed[1]:
             raise self._non_finite("loss", self.progress.step + 1)
-        wish = int(max(summed[4:]))
+        wish = int(max(summed[6:]))
         asked = wish > self.wishes_handled
         self.wishes_handled = wish
         return _Decision(
@@ -354,11 +384,8 @@ class Trainer:
         )
 
     def _non_finite(self, what: str, step: int) -> WorkerFailed:
-        good = (
-            "there is no checkpoint"
-            if self.last_saved is None
-            else f"the last good checkpoint is {self.last_saved.folder}"
-        )
+        newest = self.saver.finish() or self.restored_from  # what was saved before is good, and all ranks are here
+        good = "there is no checkpoint" if newest is None else f"the last good checkpoint is {newest}"
         return WorkerFailed(
             Reason.NON_FINITE_LOSS,
             f"the {what} of step {step} is not a finite number; {good}",
@@ -415,26 +442,38 @@ class Trainer:
         return metrics
 
     def _save(self, covers_ns: int, *, best: bool, wish: int) -> None:
-        clock = self.reporter.clock
-        start = clock.monotonic_ns()
-        saved = self.saver.save(self.engine, self.progress, covers_ns=covers_ns, now_ns=clock.now_ns, best=best)
-        seconds = seconds_between(start, clock.monotonic_ns())
-        self.last_saved = saved
-        self.saved_at_ns = clock.monotonic_ns()
-        self.progress.reports.kept.clear()
-        assert saved.manifest is not None
-        self.reporter.first(
-            "checkpoint",
-            step=self.progress.step,
-            uri=str(saved.folder),
-            bytes=saved.manifest.total_bytes,
-            seconds=seconds,
-            stall_seconds=seconds,
-            covers_ns=covers_ns,
-            wish=wish,
-            best=best,
-        )
-        self.saver.prune(saved)
+        progress, reporter = self.progress, self.reporter
+
+        def prepare() -> tuple[list[Part], storage.Manifest]:
+            parts = self.state.parts(progress.to_document())
+            facts = replace(
+                self.state.facts(),
+                global_step=progress.step,
+                samples_seen=progress.samples_seen,
+                covers_ns=covers_ns,
+                metrics=progress.metrics,
+                best=best,
+            )
+            progress.reports.kept.clear()
+            return parts, facts
+
+        def acknowledge(saved: Saved) -> None:
+            manifest = saved.listed.manifest
+            assert manifest is not None
+            reporter.first(
+                "checkpoint",
+                step=manifest.global_step,
+                uri=saved.listed.uri,
+                bytes=manifest.total_bytes,
+                seconds=saved.seconds,
+                stall_seconds=saved.stall_seconds,
+                covers_ns=covers_ns,
+                wish=wish,
+                best=best,
+            )
+
+        self.saver.save(progress.step, prepare, acknowledge)
+        self.cadence.saved()
 
     # ---- the end
 
@@ -442,7 +481,7 @@ class Trainer:
         """Take the best weights, evaluate them on test, write the model's folder."""
         progress, peers = self.progress, self.peers
         if progress.best_step is not None and progress.best_step != progress.step:
-            self._take_best(progress.best_step)
+            self.state.load_step(progress.best_step)
         metrics = {f"validation_{name}": value for name, value in progress.best_metrics.items()}
         if len(self.prepared.splits["test"]):
             metrics |= {f"test_{name}": value for name, value in self._evaluate("test").items()}
@@ -455,17 +494,6 @@ class Trainer:
             "metrics": metrics,
             "model_uri": str(folder) if peers.rank == 0 else None,
         }
-
-    def _take_best(self, step: int) -> None:
-        def find() -> storage.Listed:
-            wanted = next((item for item in storage.list_checkpoints(self.saver.uri) if item.step == step), None)
-            checked = storage.verify(wanted.folder) if wanted is not None else None
-            if checked is None or not checked.whole:
-                why = "is gone" if checked is None else f"is refused: {checked.why}"
-                raise WorkerFailed(Reason.STORAGE_FAILED, f"the best checkpoint, of step {step}, {why}")
-            return checked
-
-        self.saver.load_weights(self.engine, self.peers.first(find))
 
     def _export(self, metrics: dict[str, float]) -> Path:
         """The model as a transformers folder (`run_dir/model`), written aside and renamed."""

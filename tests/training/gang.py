@@ -138,7 +138,8 @@ class Run:
         return path.read_text().split() if path.exists() else []
 
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+        """Names in the store, the shared files aside."""
+        return sorted(path.name for path in (self.folder / "checkpoints").iterdir() if path.name != "shared")
 
 
 @dataclass

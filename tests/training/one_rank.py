@@ -13,39 +13,13 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from orchestrator.training import saving, worker
+from orchestrator.storage import LocalFiles
+from orchestrator.training import worker
 from orchestrator.training.errors import WorkerFailed
 from orchestrator.training.link import JournalLink, Wishes
-
-
-class _FullDisk:
-    """A file that takes 100 bytes and no more."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._left = 100
-
-    def __enter__(self) -> _FullDisk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def write(self, data: Any) -> int:
-        if len(data) > self._left:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self._left -= len(data)
-        return self._file.write(data)
 
 
 class FaultyLink(JournalLink):
@@ -71,10 +45,10 @@ class FaultyLink(JournalLink):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def inject_full_disk(self) -> None:
-        def open_full(path: Path) -> BinaryIO:
-            return _FullDisk(path)  # type: ignore[return-value]
+        def put(self: LocalFiles, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-        saving.open_for_writing = open_full
+        LocalFiles.put = put  # type: ignore[method-assign]
 
     def inject_checkpoint(self) -> None:
         self.wish_checkpoint()

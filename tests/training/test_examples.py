@@ -45,7 +45,7 @@ def test_the_entrypoint_example_learns_under_torchrun(tmp_path: Path) -> None:
     result = torchrun(EXAMPLES / "entrypoint" / "job.yaml", tmp_path)
     assert (result["outcome"], result["reason"], result["step"]) == ("succeeded", "Completed", 200)
     assert result["metrics"]["accuracy"] > 0.9
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000150", "step-00000200"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == ["step-00000150", "step-00000200"]
 
 
 def test_a_user_s_function_resumes_exactly(tmp_path: Path) -> None:
