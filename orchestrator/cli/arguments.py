@@ -153,6 +153,26 @@ def positive_seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count_from_one(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def byte_size(text: str) -> int:
+    """Bytes from a size such as `5G` or `512Mi`."""
+    from orchestrator.domain.quantities import parse_bytes
+
+    try:
+        found = parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size")
+    return found
+
+
 def count(text: str) -> int:
     """A whole number from 0 up."""
     if not text.isascii() or not text.isdigit():

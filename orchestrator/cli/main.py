@@ -39,7 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "cancel": "end a job for good",
         "suspend": "save a checkpoint and give the machines back",
         "resume": "continue a suspended job from its last checkpoint",
-        "checkpoint": "list checkpoints, verify them, or save one now",
+        "checkpoint": "list, verify, save, export or delete checkpoints",
     },
     "Money": {
         "cost": "show what a job has cost, and what for",

@@ -44,9 +44,10 @@ from orchestrator.controller.http_server import (
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.logfiles import LogFollower, LogLine
 from orchestrator.controller.metrics import Sampler
-from orchestrator.controller.views import cost_document, segment_documents
-from orchestrator.domain.clock import to_rfc3339
+from orchestrator.controller.views import checkpoint_document, cost_document, segment_documents
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, to_rfc3339
 from orchestrator.domain.errors import (
+    Conflict,
     ControllerUnreachable,
     InvalidSpec,
     NotFound,
@@ -55,7 +56,7 @@ from orchestrator.domain.errors import (
     UsageError,
 )
 from orchestrator.lifecycle import Phase
-from orchestrator.storage import Listed, Store, local_folder, open_store
+from orchestrator.storage import Retention, Store, local_folder, open_store
 from orchestrator.telemetry import render
 
 __all__ = ["HttpServer", "create_app", "serve_http"]
@@ -360,7 +361,30 @@ def _serve_details(app: FastAPI, controller: Controller) -> None:
         found = store.list()
         if verify_bytes:
             found = [store.verify(listed.uri) if listed.whole else listed for listed in found]
-        return _json({"items": [_checkpoint_document(listed) for listed in found]})
+        return _json({"items": [checkpoint_document(listed) for listed in found]})
+
+    @app.post(f"{job_path}/checkpoints/prune", tags=["details"])
+    def prune(
+        namespace: str,
+        name: str,
+        keep_last: Annotated[int, Query(alias="keepLast", ge=1, description="How many of the newest stay.")],
+        keep_best: Annotated[bool, Query(alias="keepBest", description="Whether the best one stays.")] = True,
+        keep_every_seconds: Annotated[
+            int | None, Query(alias="keepEverySeconds", ge=1, description="One of each such period stays.")
+        ] = None,
+        dry_run: Annotated[bool, Query(alias="dryRun", description="Delete nothing.")] = False,
+    ) -> Response:
+        """Delete the checkpoints that nothing keeps, and say which; never the newest one that is whole."""
+        record = controller.job(namespace, name)
+        if not keep_best and not record.state.phase.ended:
+            what = f"{namespace}/{name} has not ended, and takes its best checkpoint at the end"
+            raise Conflict(what, hint="keep the best one, or wait until it has ended")
+        every_ns = None if keep_every_seconds is None else keep_every_seconds * NANOSECONDS_PER_SECOND
+        store = _checkpoints(controller, record)
+        doomed = store.doomed(Retention(keep_last, keep_best, every_ns))
+        if doomed and not dry_run:
+            store.prune(Retention(keep_last, keep_best, every_ns))
+        return _json({"items": [checkpoint_document(listed) for listed in doomed]})
 
     @app.get(f"{job_path}/cost", tags=["details"])
     def cost(namespace: str, name: str) -> Response:
@@ -544,20 +568,6 @@ def _checkpoints(controller: Controller, record: JobRecord) -> Store:
     )
     local = "://" not in uri or uri.startswith("file://")
     return open_store(str(Path(record.working_dir, local_folder(uri))) if local else uri)
-
-
-def _checkpoint_document(listed: Listed) -> dict[str, Any]:
-    manifest = listed.manifest
-    return {
-        "step": listed.step,
-        "uri": listed.uri,
-        "whole": listed.whole,
-        "why": listed.why,
-        "bytes": None if manifest is None else manifest.total_bytes,
-        "time": None if manifest is None else to_rfc3339(manifest.created_ns),
-        "metrics": {} if manifest is None else dict(manifest.metrics),
-        "best": manifest is not None and manifest.best,
-    }
 
 
 def _json(document: Any, status: int = 200) -> Response:

@@ -115,6 +115,27 @@ class Client:
         query = {"verify": "true"} if verify else {}
         return self._items(f"{_job(namespace, name)}/checkpoints", query, extra_seconds=3_600.0 if verify else 0.0)
 
+    def prune(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        keep_last: int,
+        keep_best: bool = True,
+        keep_every_seconds: int | None = None,
+        dry_run: bool = False,
+    ) -> Documents:
+        """Delete the checkpoints that nothing keeps; those that went, or with `dry_run` would go. Raises `Conflict`."""
+        query = {
+            "keepLast": keep_last,
+            "keepBest": str(keep_best).lower(),
+            "keepEverySeconds": keep_every_seconds,
+            "dryRun": str(dry_run).lower(),
+        }
+        path = f"{_job(namespace, name)}/checkpoints/prune"
+        items: Documents = self._json("POST", path, query, extra_seconds=3_600.0)["items"]
+        return items
+
     def cost(self, namespace: str, name: str) -> dict[str, Any]:
         return self._json("GET", f"{_job(namespace, name)}/cost")
 

@@ -10,6 +10,22 @@ from orchestrator.controller.journal.base import JobRecord
 from orchestrator.domain.clock import to_rfc3339
 from orchestrator.domain.money import to_decimal_string
 from orchestrator.lifecycle import JobState, Phase
+from orchestrator.storage import Listed
+
+
+def checkpoint_document(listed: Listed) -> dict[str, Any]:
+    """A checkpoint: its step and place, whether it is whole, what it holds."""
+    manifest = listed.manifest
+    return {
+        "step": listed.step,
+        "uri": listed.uri,
+        "whole": listed.whole,
+        "why": listed.why,
+        "bytes": None if manifest is None else manifest.total_bytes,
+        "time": None if manifest is None else to_rfc3339(manifest.created_ns),
+        "metrics": {} if manifest is None else dict(manifest.metrics),
+        "best": manifest is not None and manifest.best,
+    }
 
 
 def cost_document(statement: Statement, samples_kept: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from orchestrator.spec.values import shown
 Check = Callable[[TrainingJob], Iterator[Finding]]
 _CHECKS: list[tuple[tuple[Path, ...], Check]] = []
 
-STORES = ("file", "s3", "gs", "abfs")
+STORES = frozenset({"file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 """Schemes of the stores that checkpoints can go to."""
 OWNED_ENVIRONMENT = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -360,8 +360,8 @@ def _checkpoints_have_a_store(job: TrainingJob) -> Iterator[Finding]:
     if scheme == "package":
         yield Finding(path, f"{shown(uri)} cannot be written to", "write a folder")
     elif scheme is not None and scheme not in STORES:
-        known = ", ".join(f"{name}://" for name in STORES)
-        yield Finding(path, f"there is no store for {scheme}://", f"write a folder, or one of {known}")
+        hint = "write a folder, or an address with s3://, gs:// or abfs://"
+        yield Finding(path, f"there is no store for {scheme}://", hint)
 
 
 @_check("spec.checkpoint.importFrom", "spec.runtime.workingDir")

@@ -23,6 +23,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage import Parameter
+from orchestrator.storage.manifest import Role
 from orchestrator.training.agreement import Peers
 from orchestrator.training.deepspeed_state import MASTER, SCALER_FIELDS, STEP, TESTED
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
@@ -59,7 +60,7 @@ class _Held:
 
     shape: tuple[int, ...]
     dtype: str
-    role: str
+    role: Role
     weight: Tensor | None = None
     """The weight that the model computes with, flat; None in stage 3, whose folders do not hold it whole."""
     spans: dict[str, list[_Span]] = field(default_factory=dict)

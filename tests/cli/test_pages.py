@@ -43,7 +43,7 @@ def complete(script: str, line: str, tmp_path: Path) -> list[str]:
         ("orchestrate su", {"submit", "suspend"}),
         ("orchestrate status ", {"sentiment", "other"}),
         ("orchestrate status sen", {"sentiment"}),
-        ("orchestrate checkpoint ", {"list", "verify", "now"}),
+        ("orchestrate checkpoint ", {"list", "verify", "now", "export", "prune"}),
         ("orchestrate checkpoint list oth", {"other"}),
         ("orchestrate list --phase Su", {"Suspended", "Succeeded"}),
         ("orchestrate submit --dr", {"--dry-run"}),

@@ -1,17 +1,29 @@
-"""List a job's checkpoints, verify them, or save one now."""
+"""List a job's checkpoints, verify them, save one now, write one in another program's form, or delete old ones."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.arguments import Parser, add_connection, add_job, add_output, positive_seconds, words
+from orchestrator.cli.arguments import (
+    Parser,
+    add_connection,
+    add_job,
+    add_namespace,
+    add_output,
+    byte_size,
+    count_from_one,
+    positive_seconds,
+    words,
+)
 from orchestrator.cli.output import emit, table
 from orchestrator.cli.view import NOTHING, JobView, metrics_line
 from orchestrator.domain.errors import ExitCode
 
 if TYPE_CHECKING:
     from orchestrator.cli.context import Context
+    from orchestrator.training.exporting import Exported, Source
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
         description="Read every checkpoint of a job and compare its hashes. Exit code 1 when one is not whole.",
     )
     for leaf in (listing, verifying):
-        add_job(leaf)
+        _add_target(leaf)
         add_output(leaf)
         add_connection(leaf)
     now = verbs.add_parser(
@@ -39,14 +51,77 @@ def add_arguments(parser: Parser) -> None:
         "--timeout", type=positive_seconds, default=300.0, metavar="TIME", help="longest wait (default 5m)"
     )
     add_connection(now)
+    _add_export(verbs)
+    _add_prune(verbs)
+
+
+def _add_export(verbs: Any) -> None:
+    export = verbs.add_parser(
+        "export",
+        help="write one as a model folder, or for DeepSpeed",
+        description="Write a checkpoint as a model folder that transformers loads (safetensors), or as a folder that plain "
+        "DeepSpeed loads at any world size and ZeRO stage. A folder of DeepSpeed can be given as well.",
+    )
+    _add_target(export)
+    export.add_argument("--to", required=True, metavar="FOLDER", help="folder to write; it must not be there yet")
+    export.add_argument(
+        "--step", default="latest", metavar="STEP", help="a step, best or latest (default latest); of DeepSpeed a tag"
+    )
+    export.add_argument(
+        "--format", choices=("safetensors", "deepspeed"), default="safetensors", help="default safetensors"
+    )
+    export.add_argument("--dtype", choices=("fp32", "bf16"), help="number format (default: that of the training)")
+    export.add_argument("--shard-size", type=byte_size, metavar="SIZE", help="safetensors: largest file (default 5G)")
+    export.add_argument(
+        "--world-size", type=count_from_one, metavar="N", help="deepspeed: ranks that will load it (default 1)"
+    )
+    export.add_argument(
+        "--stage", type=int, choices=(0, 1, 2, 3), help="deepspeed: ZeRO stage that will load it (default 2)"
+    )
+    export.add_argument("--force", action="store_true", help="replace an earlier export at that place")
+    add_output(export)
+    add_connection(export)
+
+
+def _add_prune(verbs: Any) -> None:
+    prune = verbs.add_parser(
+        "prune",
+        help="delete old checkpoints",
+        description="Delete the checkpoints that nothing keeps, and list them. Never deleted: the newest one that is whole, "
+        "refused ones, and anything that is not a checkpoint.",
+    )
+    _add_target(prune)
+    prune.add_argument("--keep-last", type=count_from_one, required=True, metavar="N", help="keep the newest N of them")
+    prune.add_argument(
+        "--keep-best",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the best one as well (default yes)",
+    )
+    prune.add_argument(
+        "--keep-every", type=positive_seconds, metavar="TIME", help="keep one of each such period as well, such as 1d"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    add_output(prune)
+    add_connection(prune)
+
+
+def _add_target(parser: Parser) -> None:
+    parser.add_argument(
+        "job", metavar="JOB", help="name of the job, namespace/name, or the place of checkpoints (a path or a URI)"
+    )
+    add_namespace(parser)
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
     if args.what == "now":
         return _now(args, context)
-    namespace, name = context.job(args.job)
+    if args.what == "export":
+        return _export(args, context)
+    if args.what == "prune":
+        return _prune(args, context)
     verify = args.what == "verify"
-    items = context.client().checkpoints(namespace, name, verify=verify)
+    items = _items(args.job, context, verify=verify)
     if not items and args.output in ("table", "wide"):
         context.say(f"{args.job} has no checkpoint yet.")
         return 0
@@ -81,6 +156,141 @@ def checkpoints_table(items: list[dict[str, Any]], *, wide: bool) -> str:
         ]
         rows.append([*row, str(item.get("uri", ""))] if wide else row)
     return table(headings, rows, right=("STEP", "SIZE"))
+
+
+def _place(text: str, context: Context) -> str | None:
+    """The URI that a target means, when it is no job: an address, or a path that looks like one."""
+    if "://" in text:
+        return text
+    if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
+        return str(context.cwd / Path(text).expanduser())
+    return None
+
+
+def _items(target: str, context: Context, *, verify: bool = False) -> list[dict[str, Any]]:
+    """Checkpoints of a job, or at a place, newest first."""
+    place = _place(target, context)
+    if place is None:
+        return context.client().checkpoints(*context.job(target), verify=verify)
+    from orchestrator.controller.views import checkpoint_document
+    from orchestrator.storage import open_store
+
+    store = open_store(place)
+    found = [store.verify(listed.uri) if verify and listed.whole else listed for listed in store.list()]
+    return [checkpoint_document(listed) for listed in found]
+
+
+def _prune(args: argparse.Namespace, context: Context) -> int:
+    place = _place(args.job, context)
+    every = args.keep_every
+    if place is None:
+        items = context.client().prune(
+            *context.job(args.job),
+            keep_last=args.keep_last,
+            keep_best=args.keep_best,
+            keep_every_seconds=None if every is None else max(1, round(every)),
+            dry_run=args.dry_run,
+        )
+    else:
+        from orchestrator.controller.views import checkpoint_document
+        from orchestrator.storage import Retention, open_store
+
+        retention = Retention(args.keep_last, args.keep_best, None if every is None else round(every * 1e9))
+        store = open_store(place)
+        doomed = store.doomed(retention)
+        if doomed and not args.dry_run:
+            store.prune(retention)
+        items = [checkpoint_document(listed) for listed in doomed]
+    done = "would be deleted" if args.dry_run else "deleted"
+    context.say(f"{len(items)} checkpoint{'' if len(items) == 1 else 's'} {done}.")
+    if items or args.output not in ("table", "wide"):
+        emit(
+            context,
+            args.output,
+            items,
+            whole={"items": items},
+            as_table=lambda: checkpoints_table(items, wide=args.output == "wide"),
+            names=lambda item: str(item["uri"]),
+        )
+    return 0
+
+
+def _export(args: argparse.Namespace, context: Context) -> int:
+    from orchestrator.domain.errors import UsageError
+
+    deepspeed = args.format == "deepspeed"
+    misplaced = (
+        {"--shard-size": args.shard_size} if deepspeed else {"--world-size": args.world_size, "--stage": args.stage}
+    )
+    for flag, value in misplaced.items():
+        if value is not None:
+            other = "safetensors" if deepspeed else "deepspeed"
+            raise UsageError(f"{flag} means nothing for {args.format}", hint=f"remove it, or add --format {other}")
+    place = _place(args.job, context)
+    if place is None:
+        from orchestrator.domain.errors import NotFound
+
+        items = context.client().checkpoints(*context.job(args.job))
+        if not items:
+            raise NotFound(f"{args.job} has no checkpoint yet", hint="`orchestrate checkpoint now` saves one")
+        place = str(items[0]["uri"]).rpartition("/")[0]
+    try:
+        from orchestrator.training import exporting
+
+        source = exporting.open_source(place, args.step)
+        try:
+            exported = _write(args, context, source)
+        finally:
+            source.close()
+    except ModuleNotFoundError as error:
+        raise UsageError(f"an export needs {error.name}", hint="pip install 'orchestrate[train]'") from error
+    for note in exported.notes:
+        context.say(f"Note: {note}.")
+    document = {
+        "folder": str(exported.folder),
+        "format": args.format,
+        "step": source.step,
+        "from": source.uri,
+        "files": exported.files,
+        "bytes": exported.bytes,
+    }
+    emit(
+        context,
+        args.output,
+        [document],
+        whole=document,
+        as_table=lambda: _export_table(document),
+        names=lambda item: str(item["folder"]),
+    )
+    return 0
+
+
+def _write(args: argparse.Namespace, context: Context, source: Source) -> Exported:
+    from orchestrator.training import exporting
+
+    folder = context.cwd / Path(args.to).expanduser()
+    dtype = None if args.dtype is None else exporting.DTYPES[args.dtype]
+    if args.format == "deepspeed":
+        stage = 2 if args.stage is None else args.stage
+        return exporting.export_deepspeed(
+            source, folder, world_size=args.world_size or 1, stage=stage, dtype=dtype, force=args.force
+        )
+    size = args.shard_size or exporting.SHARD_BYTES
+    return exporting.export_model(source, folder, dtype=dtype, shard_bytes=size, force=args.force)
+
+
+def _export_table(document: dict[str, Any]) -> str:
+    from orchestrator.domain.quantities import format_bytes
+
+    headings = ["STEP", "FORMAT", "FILES", "SIZE", "FOLDER"]
+    row = [
+        f"{document['step']:,}",
+        document["format"],
+        str(document["files"]),
+        format_bytes(document["bytes"]),
+        document["folder"],
+    ]
+    return table(headings, [row], right=("STEP", "FILES", "SIZE"))
 
 
 def _now(args: argparse.Namespace, context: Context) -> int:
