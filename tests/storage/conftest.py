@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import storage
+
 
 @pytest.fixture
-def uri(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def store(root: Path) -> storage.Store:
+    return storage.open_store(str(root))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from orchestrator.storage import LocalFiles
+from orchestrator.storage import LocalFiles, LocalStore
 
 
 class Crash(BaseException):
@@ -30,11 +31,12 @@ class CrashingFiles(LocalFiles):
         self._spend()
         super().make_folder(folder)
 
-    def write(self, path: Path, content: bytes) -> None:
+    def put(self, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
         if self.torn and self.allowed == 0:
-            super().write(path, content[: len(content) // 2])
+            content = b"".join(view for views in blocks for view in views)
+            super().put(path, [[memoryview(content)[: len(content) // 2]]])
         self._spend()
-        super().write(path, content)
+        super().put(path, blocks)
 
     def sync(self, path: Path) -> None:
         self._spend()
@@ -44,6 +46,10 @@ class CrashingFiles(LocalFiles):
         self._spend()
         super().rename(old, new)
 
+    def unlink(self, path: Path) -> None:
+        self._spend()
+        super().unlink(path)
+
     def remove(self, folder: Path) -> None:
         if self.allowed == 0 and (names := self.tree(folder)):
             (folder / names[0]).unlink()  # a deletion can be cut halfway
@@ -52,12 +58,19 @@ class CrashingFiles(LocalFiles):
 
 
 class FullFiles(LocalFiles):
-    """A disk that refuses every write of a manifest with `number`."""
+    """A disk that refuses, with `number`, every write of a file of this name."""
 
-    def __init__(self, number: int = errno.ENOSPC) -> None:
+    def __init__(self, name: str, number: int = errno.ENOSPC) -> None:
+        self.name = name
         self.number = number
         self.refused = 0
 
-    def write(self, path: Path, content: bytes) -> None:
-        self.refused += 1
-        raise OSError(self.number, "No space left on device", str(path))
+    def put(self, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
+        if path.name == self.name:
+            self.refused += 1
+            raise OSError(self.number, "No space left on device", str(path))
+        super().put(path, blocks)
+
+
+def store_on(root: Path, files: LocalFiles) -> LocalStore:
+    return LocalStore(str(root), root, files)
