@@ -28,9 +28,6 @@ TESTED = (0, 19)
 """Major and minor version of the DeepSpeed releases whose insides are known here."""
 STEP = "step"
 MASTER = "master"
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-HOW_NOT_WHAT = frozenset({"params", "foreach", "fused", "capturable", "differentiable", "name"})
-"""Keys of a param group that say how the optimizer computes, not what; they stay as the present engine has them."""
 
 
 # --- the optimizers whose state is known ------------------------------------------------------------------------------
@@ -155,6 +152,16 @@ class Layout:
 
     def holders(self) -> list[Holder]:
         raise NotImplementedError
+
+    def state(self, holder: Holder) -> dict[str, Any]:
+        """The optimizer's state of a holder, made where it does not exist yet."""
+        return complete_state(self.inner, self.inner.param_groups[holder.group], holder.tensor)
+
+    def kinds(self, holder: Holder) -> dict[str, Any]:
+        """A holder's tensors by kind: the master, and the optimizer's state of the same shape."""
+        state = self.state(holder)
+        names = element_kinds(self.inner, self.inner.param_groups[holder.group])
+        return {MASTER: holder.tensor} | {name: state[name] for name in names}
 
     def weight(self, parameter: Any, start: int, end: int) -> Tensor:
         """This rank's elements [start, end) of the weight that the forward pass uses."""
@@ -378,7 +385,7 @@ def _unknown(engine: Any, rank: int, world_size: int, version: str) -> Iterator[
     wrapper = engine.optimizer
     if wrapper is not engine.basic_optimizer:
         if type(wrapper).__name__ not in KNOWN:
-            yield f"of DeepSpeed's {type(wrapper).__name__}", "use ZeRO 0 to 3 with a plain optimizer"
+            yield f"of DeepSpeed's {type(wrapper).__name__}", "use ZeRO 0 to 3, and torch_adam: true in the optimizer"
         if "float32" not in str(getattr(wrapper, "master_weights_and_grads_dtype", "float32")):
             yield "with master weights in half precision", "remove the *_master_weights_and_grads keys"
         for group in _process_groups(wrapper):

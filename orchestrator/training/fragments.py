@@ -16,29 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.storage import Parameter
 from orchestrator.training.agreement import Peers
-from orchestrator.training.deepspeed_state import (
-    HOW_NOT_WHAT,
-    MASTER,
-    SCALER_FIELDS,
-    STEP,
-    Holder,
-    between_steps,
-    complete_state,
-    element_kinds,
-    find_layout,
-    flat,
-    repeat_steps,
-)
+from orchestrator.training.deepspeed_scalars import Step, accept, apply, collect
+from orchestrator.training.deepspeed_state import Holder, between_steps, find_layout, flat
 from orchestrator.training.errors import config_invalid
 
 if TYPE_CHECKING:
     import torch
 
-TRAINED, FROZEN, BUFFER = "trained", "frozen", "buffer"
+TRAINED: Final = "trained"
+FROZEN: Final = "frozen"
+BUFFER: Final = "buffer"
 SHOWN = 3
 """How many differing names a message lists."""
 
@@ -151,24 +142,26 @@ class EngineState:
         self._layout = find_layout(engine, names, peers.rank, peers.world_size, deepspeed_version)
         self._holders = self._layout.holders()
         trained = {name for holder in self._holders for name in holder.members}
-        buffers = _persistent_buffers(engine.module)
         self._frozen = [name for name in self._tensors if name not in trained]
-        self._buffers = [name for name in buffers if name not in self._tensors]
-        self._tensors |= {name: buffers[name] for name in self._buffers}
-        self.parameters: tuple[Parameter, ...] = tuple(
-            Parameter(
-                name,
-                _shape(tensor),
-                _dtype(tensor),
-                BUFFER if name in buffers else TRAINED if name in trained else FROZEN,
-                tuple(aliases.get(name, ())),
-            )
-            for name, tensor in self._tensors.items()
+        self._owners = _persistent_buffers(engine.module)
+        buffers = [(name, self._buffer(name)) for name in self._owners]
+        self.parameters: tuple[Parameter, ...] = (
+            *(
+                Parameter(
+                    name,
+                    _shape(tensor),
+                    _dtype(tensor),
+                    TRAINED if name in trained else FROZEN,
+                    tuple(aliases.get(name, ())),
+                )
+                for name, tensor in self._tensors.items()
+            ),
+            *(Parameter(name, tuple(tensor.shape), _dtype(tensor), BUFFER) for name, tensor in buffers),
         )
         """Parameters by their first name, then persistent buffers; a tied weight is there once, with its other names."""
-        self._sizes = {name: _size(tensor) for name, tensor in self._tensors.items()}
+        self._sizes = {parameter.name: parameter.elements for parameter in self.parameters}
         for holder in self._holders:
-            self._state_of(holder)
+            self._layout.state(holder)
         self._saved_views: tuple[tuple[int, ...], list[Local]] | None = None
 
     # ---- ranges
@@ -224,36 +217,28 @@ class EngineState:
             yield from self._whole_buffers()
 
     def _trained(self, holder: Holder) -> Iterator[Local]:
-        for kind, tensor in self._kinds(holder).items():
+        for kind, tensor in self._layout.kinds(holder).items():
             elements, dtype = flat(tensor), _dtype(tensor)
             for piece in holder.pieces:
                 view = elements[piece.offset : piece.offset + piece.end - piece.start]
                 yield Local(piece.name, kind, dtype, piece.start, piece.end, view)
 
     def _whole_buffers(self) -> list[Local]:
-        return [
-            Local(name, BUFFER, _dtype(self._tensors[name]), 0, self._sizes[name], flat(self._tensors[name]))
-            for name in self._buffers
-            if self._sizes[name]
-        ]
+        views = {name: flat(self._buffer(name)) for name in self._owners if self._sizes[name]}
+        return [Local(name, BUFFER, _dtype(view), 0, len(view), view) for name, view in views.items()]
+
+    def _buffer(self, name: str) -> Any:
+        """The present tensor: a forward pass may put another in its place."""
+        owner, attribute = self._owners[name]
+        return _contiguous(name, owner._buffers[attribute])
 
     def _memory(self) -> Iterator[Any]:
         for holder in self._holders:
-            yield from self._kinds(holder).values()
+            yield from self._layout.kinds(holder).values()
         for name in self._frozen:
             yield self._layout.held(self._tensors[name])[1]
-        for name in self._buffers:
-            yield self._tensors[name]
-
-    def _kinds(self, holder: Holder) -> dict[str, Any]:
-        """The holder's tensors by kind: the master, and the optimizer's state of the same shape."""
-        state = self._state_of(holder)
-        group = self._layout.inner.param_groups[holder.group]
-        return {MASTER: holder.tensor} | {kind: state[kind] for kind in element_kinds(self._layout.inner, group)}
-
-    def _state_of(self, holder: Holder) -> dict[str, Any]:
-        inner = self._layout.inner
-        return complete_state(inner, inner.param_groups[holder.group], holder.tensor)
+        for name in self._owners:
+            yield self._buffer(name)
 
     # ---- what is checked
 
@@ -281,9 +266,9 @@ class EngineState:
 
     def _expected(self) -> dict[str, list[str]]:
         """The names that must be there of each kind."""
-        found: dict[str, list[str]] = {FROZEN: self._frozen, BUFFER: self._buffers}
+        found: dict[str, list[str]] = {FROZEN: self._frozen, BUFFER: list(self._owners)}
         for holder in self._holders:
-            for kind in self._kinds(holder):
+            for kind in self._layout.kinds(holder):
                 found.setdefault(kind, []).extend(holder.members)
         return found
 
@@ -302,70 +287,15 @@ class EngineState:
                 if not _same_bits(master.to(weight), weight):
                     yield piece.name
 
-    # ---- what is not per element
-
     def scalars(self) -> dict[str, Any]:
-        """JSON-able; the same on every rank. Raises WorkerFailed in the middle of a step, or for a scheduler whose state is
-        not plain values."""
+        """What is not per element; JSON-able, and the same on every rank.
+
+        Raises WorkerFailed in the middle of a step, and for hyperparameters or a scheduler that are not plain values.
+        """
         problem = between_steps(self._engine)
         if problem is not None:
             raise problem
-        engine, inner = self._engine, self._layout.inner
-        steps = self._steps()
-        most = max(set(steps.values()), key=list(steps.values()).count) if steps else 0
-        scheduler = engine.lr_scheduler
-        scaler = self._layout.scaler()
-        return {
-            "optimizer": {
-                "steps": most,
-                "steps_of": {name: step for name, step in steps.items() if step != most},
-                "groups": [
-                    {
-                        "kinds": [MASTER, *element_kinds(inner, group)],
-                        "members": members,
-                        "values": {
-                            key: _plain(value, f"the optimizer's {key}")
-                            for key, value in group.items()
-                            if key not in HOW_NOT_WHAT
-                        },
-                    }
-                    for group, members in zip(inner.param_groups, self._members(), strict=True)
-                ],
-            },
-            "engine": {
-                "global_steps": engine.global_steps,
-                "global_samples": engine.global_samples,
-                "skipped_steps": engine.skipped_steps,
-                "micro_steps": engine.micro_steps,
-                "accumulation": engine.gradient_accumulation_steps(),
-            },
-            "lr_scheduler": None
-            if scheduler is None
-            else {
-                "class": type(scheduler).__name__,
-                "state": _plain(scheduler.state_dict(), f"the state of the scheduler {type(scheduler).__name__}"),
-            },
-            "loss_scaler": {
-                field: getattr(scaler, field) for field in SCALER_FIELDS if getattr(scaler, field, None) is not None
-            },
-        }
-
-    def _steps(self) -> dict[str, int | float]:
-        """The optimizer's step number of each trained parameter; whole numbers as int."""
-        found: dict[str, int | float] = {}
-        for holder in self._holders:
-            step = self._state_of(holder).get(STEP)
-            if step is not None:
-                number = float(step)
-                found |= dict.fromkeys(holder.members, int(number) if number.is_integer() else number)
-        return found
-
-    def _members(self) -> list[list[str]]:
-        """Names of the parameters of each param group, sorted: who exports or imports has no other way to know them."""
-        names: list[set[str]] = [set() for _ in self._layout.inner.param_groups]
-        for holder in self._holders:
-            names[holder.group].update(holder.members)
-        return [sorted(group) for group in names]
+        return collect(self._layout, self._holders)
 
     # ---- loading
 
@@ -385,98 +315,28 @@ class EngineState:
             for local in self.to_load():
                 read(local)
             self._clear_padding()
-            self._apply(steps, scalars)
+            apply(self._layout, self._holders, steps, scalars)
 
         self._peers.settle(fill)
         self._layout.refresh()
 
-    def _accept(self, saved: Sequence[Parameter], scalars: Mapping[str, Any]) -> list[int | float | None]:
-        """The step number of each holder. Raises ConfigInvalid when the checkpoint does not fit this engine."""
+    def _accept(self, saved: Sequence[Parameter], scalars: Mapping[str, Any]) -> list[Step]:
         problem = between_steps(self._engine)
         if problem is not None:
             raise problem
         refuse_differences(saved, self.parameters)
-        optimizer = scalars["optimizer"]
-        present = self.scalars()
-        old, new = optimizer["groups"], present["optimizer"]["groups"]
-        if [group["members"] for group in old] != [group["members"] for group in new]:
-            raise config_invalid(
-                f"the checkpoint's {len(old)} param groups hold other parameters than the {len(new)} of this optimizer",
-                "group the parameters as in the run that wrote it",
-            )
-        for before, after in zip(old, new, strict=True):
-            if before["kinds"] != after["kinds"]:
-                raise config_invalid(
-                    f"the checkpoint's optimizer keeps {', '.join(before['kinds'])} and this one "
-                    f"{', '.join(after['kinds'])}",
-                    "resume with the optimizer that wrote it",
-                )
-        schedulers = [side["lr_scheduler"] and side["lr_scheduler"]["class"] for side in (scalars, present)]
-        if schedulers[0] != schedulers[1]:
-            raise config_invalid(
-                f"the checkpoint has the scheduler {schedulers[0]} and this engine {schedulers[1]}",
-                "resume with the scheduler that wrote it",
-            )
-        return [self._step_for(holder, optimizer) for holder in self._holders]
-
-    def _step_for(self, holder: Holder, optimizer: Mapping[str, Any]) -> int | float | None:
-        if STEP not in self._state_of(holder):
-            return None
-        steps: dict[str, int | float] = {
-            name: optimizer["steps_of"].get(name, optimizer["steps"]) for name in holder.members
-        }
-        if len(set(steps.values())) > 1:
-            odd = [f"{name} {step}" for name, step in steps.items() if step != optimizer["steps"]]
-            raise config_invalid(
-                f"the optimizer has taken {optimizer['steps']} steps, but of {_first(odd)}; this ZeRO stage keeps one "
-                "number for all parameters of a group",
-                "resume with deepspeed.stage 0",
-            )
-        return next(iter(steps.values()))
+        return accept(self._layout, self._holders, scalars)
 
     def _clear_padding(self) -> None:
         for holder in self._holders:
             gaps = list(holder.gaps())
-            for tensor in self._kinds(holder).values() if gaps else ():
+            for tensor in self._layout.kinds(holder).values() if gaps else ():
                 for start, end in gaps:
                     flat(tensor)[start:end].zero_()
         for name in self._frozen:
             _, _, padding = self._layout.held(self._tensors[name])
             if padding is not None:
                 padding.zero_()
-
-    def _apply(self, steps: Sequence[int | float | None], scalars: Mapping[str, Any]) -> None:
-        import torch
-
-        engine = self._engine
-        for holder, step in zip(self._holders, steps, strict=True):
-            state = self._state_of(holder)
-            if torch.is_tensor(state.get(STEP)):
-                state[STEP].fill_(step)
-            elif step is not None:
-                state[STEP] = step
-        groups = scalars["optimizer"]["groups"]
-        for group, saved in zip(self._layout.inner.param_groups, groups, strict=True):
-            for key, value in saved["values"].items():
-                if torch.is_tensor(group.get(key)):
-                    group[key].fill_(value)
-                else:
-                    group[key] = tuple(value) if isinstance(value, list) else value
-        repeat_steps(
-            self._layout.inner, [holder.group for holder in self._holders], int(max(filter(None, steps), default=0))
-        )
-        if scalars["lr_scheduler"] is not None:
-            engine.lr_scheduler.load_state_dict(scalars["lr_scheduler"]["state"])
-        scaler = self._layout.scaler()
-        for field, value in scalars["loss_scaler"].items():
-            if getattr(scaler, field, None) is not None:
-                setattr(scaler, field, value)
-        counters = scalars["engine"]
-        engine.global_steps = counters["global_steps"]
-        engine.global_samples = counters["global_samples"]
-        engine.skipped_steps = counters["skipped_steps"]
-        whole = counters["micro_steps"] // counters["accumulation"]
-        engine.micro_steps = whole * engine.gradient_accumulation_steps()
 
 
 # --- tensors and values ------------------------------------------------------------------------------------------------
@@ -494,16 +354,15 @@ def _named(module: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
     return found, aliases
 
 
-def _persistent_buffers(module: Any) -> dict[str, Any]:
-    """Buffers that belong into a state_dict, each once."""
-    found: dict[str, Any] = {}
+def _persistent_buffers(module: Any) -> dict[str, tuple[Any, str]]:
+    """Where the buffers are that belong into a state_dict, each once: module and attribute by name."""
+    found: dict[str, tuple[Any, str]] = {}
     seen: set[int] = set()
     for prefix, owner in module.named_modules():
         for name, tensor in owner.named_buffers(recurse=False):
             if name not in owner._non_persistent_buffers_set and id(tensor) not in seen:
                 seen.add(id(tensor))
-                whole = f"{prefix}.{name}" if prefix else name
-                found[whole] = _contiguous(whole, tensor)
+                found[f"{prefix}.{name}" if prefix else name] = owner, name
     return found
 
 
@@ -520,10 +379,6 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO-3 leaves an empty tensor behind
 
 
-def _size(tensor: Any) -> int:
-    return int(getattr(tensor, "ds_numel", tensor.numel()))
-
-
 def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -533,18 +388,3 @@ def _same_bits(first: Any, second: Any) -> bool:
 
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[second.element_size()]
     return torch.equal(first.view(whole), second.view(whole))
-
-
-def _plain(value: Any, what: str) -> Any:
-    """`value` as JSON gives it back; a tensor of one element as its number. Raises ConfigInvalid for anything else."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, what) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, what) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise config_invalid(
-        f"{what} holds a {type(value).__name__}, which a checkpoint cannot keep", "use plain numbers and texts there"
-    )
