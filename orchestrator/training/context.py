@@ -40,7 +40,7 @@ from orchestrator.training.cadence import Cadence
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.reporting import Reporter, StepReports
 from orchestrator.training.run_state import RANGES, RunState
-from orchestrator.training.saving import Part, Saved, Saver, all_refused, stored
+from orchestrator.training.saving import Part, Saved, Saver, all_refused, retention, stored
 
 LAYOUT = "context"
 CONTEXT_FILE = "context.json"
@@ -93,7 +93,7 @@ class Context:
             self._store,
             reporter.clock,
             attempt=assignment.attempt,
-            retention=storage.Retention(checkpoint.keep, best=False),
+            retention=retention(checkpoint),
             verify=checkpoint.verify,
         )
         self._engine: tuple[Any, RunState] | None = None

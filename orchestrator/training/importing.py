@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.storage import Parameter
 from orchestrator.storage.manifest import Role
 from orchestrator.training.agreement import Peers
-from orchestrator.training.deepspeed_state import MASTER, SCALER_FIELDS, STEP, TESTED
+from orchestrator.training.deepspeed_scalars import SCALER_FIELDS
+from orchestrator.training.deepspeed_state import MASTER, STEP, TESTED
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.fragments import BUFFER, FROZEN, TRAINED, EngineState
 from orchestrator.training.snapshot import read_into

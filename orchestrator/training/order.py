@@ -62,6 +62,11 @@ class SampleOrder:
             position += taken
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
+    def samples_before(self, step: int) -> int:
+        """Samples of the global batches 0 to `step` - 1."""
+        read = step * self.global_batch
+        return read if self.total_samples is None else min(read, self.total_samples)
+
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
             self._orders = {kept: order for kept, order in self._orders.items() if kept >= epoch - 1}

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from orchestrator import storage
 from orchestrator.domain.clock import Clock, seconds_between
 from orchestrator.domain.errors import StorageError
+from orchestrator.spec.models import Checkpoint
 from orchestrator.storage import is_full
 from orchestrator.training.agreement import Peers
 from orchestrator.training.errors import Reason, WorkerFailed
@@ -67,6 +68,11 @@ def as_worker_failure(error: StorageError, cause: BaseException | None) -> Worke
     """A storage error with the reason that the controller tells apart: full, or failed otherwise."""
     full = isinstance(cause, OSError) and is_full(cause)
     return WorkerFailed(Reason.STORAGE_FULL if full else Reason.STORAGE_FAILED, error.what, error.hint)
+
+
+def retention(checkpoint: Checkpoint) -> storage.Retention:
+    """What the job wants kept."""
+    return storage.Retention(checkpoint.keep, best=checkpoint.keep_best, every_ns=checkpoint.keep_every_ns)
 
 
 def stored(work: Callable[[], T]) -> T:

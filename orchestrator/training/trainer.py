@@ -24,7 +24,7 @@ from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
 from orchestrator.planning.stage import choose_stage
 from orchestrator.spec.models import Data, Model
 from orchestrator.storage.checkpoints import storage_error
-from orchestrator.training import dataset, fragments, models, presets, randomness, tokens
+from orchestrator.training import dataset, fragments, importing, models, presets, randomness, tokens
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment
 from orchestrator.training.cadence import Cadence
@@ -34,7 +34,7 @@ from orchestrator.training.order import SampleOrder, micro_batches, share
 from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import Reporter
 from orchestrator.training.run_state import RANGES, RunState
-from orchestrator.training.saving import Part, Saved, Saver, as_worker_failure, stored
+from orchestrator.training.saving import Part, Saved, Saver, as_worker_failure, retention, stored
 from orchestrator.training.schedule import learning_rate, warmup_steps
 from orchestrator.training.sources import read_rows
 
@@ -214,14 +214,15 @@ class Trainer:
             store,
             self.reporter.clock,
             attempt=assignment.attempt,
-            retention=storage.Retention(checkpoint.keep),
+            retention=retention(checkpoint),
             verify=checkpoint.verify,
         )
+        attached = fragments.attach(self.engine, peers, deepspeed_version=self.deepspeed.__version__)
         self.state = RunState(
             self.torch,
             peers,
             store,
-            fragments.attach(self.engine, peers, deepspeed_version=self.deepspeed.__version__),
+            attached,
             storage.Manifest(
                 global_step=0,
                 samples_seen=0,
@@ -243,18 +244,30 @@ class Trainer:
         with self.reporter.stage("restore"):
             found, refused, where = self.state.restore(assignment.attempt)
             self.progress = Progress() if where is None else Progress.from_document(where)
-        self.restored_from = None if found is None else found.uri
+            imported = self._import(attached) if found is None else None
+        self.restored_from = imported if found is None else found.uri
         self.cadence = Cadence(checkpoint, self.reporter.clock, peers.rank)
         self.reporter.first(
             "restored",
             step=self.progress.step,
-            uri=None if found is None else found.uri,
+            uri=self.restored_from,
             covers_ns=None if found is None or found.manifest is None else found.manifest.covers_ns,
             refused=[{"uri": item.uri, "why": item.why} for item in refused],
         )
         if self.progress.reports.kept:
             self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
             self.progress.reports.kept.clear()
+
+    def _import(self, attached: fragments.EngineState) -> str | None:
+        """Begin from what `checkpoint.importFrom` names, if it names something: its place. Steps are counted on."""
+        wanted = self.assignment.spec.checkpoint.import_from
+        if wanted is None:
+            return None
+        folder = self.assignment.working_dir / wanted.uri.removeprefix("file://")
+        source = importing.take_up(attached, self.peers, folder, wanted.tag)
+        self.progress.step = source.global_steps
+        self.progress.samples_seen = self.order.samples_before(source.global_steps)
+        return str(source.place)
 
     def _model_files(self) -> dict[str, bytes]:
         """What a reader of the weights needs to know beside them: the model's configuration and tokenizer, as files."""
@@ -478,11 +491,14 @@ class Trainer:
     # ---- the end
 
     def _finish(self) -> dict[str, Any]:
-        """Take the best weights, evaluate them on test, write the model's folder."""
+        """Take the best weights that were kept, evaluate them on test, write the model's folder."""
         progress, peers = self.progress, self.peers
-        if progress.best_step is not None and progress.best_step != progress.step:
-            self.state.load_step(progress.best_step)
-        metrics = {f"validation_{name}": value for name, value in progress.best_metrics.items()}
+        found = progress.metrics
+        if self.assignment.spec.checkpoint.keep_best and progress.best_step is not None:
+            found = progress.best_metrics
+            if progress.best_step != progress.step:
+                self.state.load_step(progress.best_step)
+        metrics = {f"validation_{name}": value for name, value in found.items()}
         if len(self.prepared.splits["test"]):
             metrics |= {f"test_{name}": value for name, value in self._evaluate("test").items()}
         folder = self._export(metrics)

@@ -152,6 +152,61 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(
     assert after.outcome()["result"]["metrics"] == before.outcome()["result"]["metrics"]
 
 
+def flip(path: Path, offset: int = 1000) -> None:
+    """Turn one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def damaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Runs of every stage stopped at step 10 whose newest checkpoint is damaged, and one with no good one, resumed."""
+    folder = tmp_path_factory.mktemp("damaged")
+    runs = {
+        stage: Run(folder / stage, VARIANTS[stage], data, faults=[{"stop": 10}]) for stage in ("0", "2", "2-bf16", "3")
+    }
+    runs["none whole"] = Run(folder / "none whole", VARIANTS["2"], data, faults=[{"stop": 10}])
+    order = [runs[name] for name in ("0", "2", "2-bf16", "none whole", "3")]
+    launched = launch(order)
+    assert launched.codes == [0, 0], launched.output
+    for name, run in runs.items():
+        assert run.checkpoints() == ["step-00000009", "step-00000010"]
+        flip(run.folder / "checkpoints" / "step-00000010" / "rank-00001.bin")
+        if name == "none whole":
+            flip(run.folder / "checkpoints" / "step-00000009" / "rank-00000.bin")
+        run.faults, run.attempt = [], 2
+    launched = launch(order)
+    assert launched.codes == [0, 0], launched.output
+    return runs
+
+
+@pytest.mark.parametrize("name", ["0", "2", "2-bf16", "3"])
+def test_a_damaged_checkpoint_makes_way_for_the_one_before(
+    undisturbed: dict[str, Run], damaged: dict[str, Run], name: str
+) -> None:
+    """A flipped bit is found by the rank that reads it; all ranks take the older checkpoint and end as if undisturbed."""
+    run = damaged[name]
+    restored = run.events("restored")[-1]
+    assert restored["step"] == 9
+    (refused,) = restored["refused"]
+    assert refused["uri"].endswith("step-00000010")
+    assert "rank-00001.bin" in refused["why"]
+    assert run.losses() == undisturbed[name].losses()
+    assert model_digest(run) == model_digest(undisturbed[name])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_with_no_whole_checkpoint_does_not_begin_anew(damaged: dict[str, Run], rank: int) -> None:
+    """When every checkpoint is damaged, all ranks end as StorageFailed and say what is wrong with the newest; none is deleted."""
+    run = damaged["none whole"]
+    outcome = run.outcome(rank)
+    assert outcome["reason"] == "StorageFailed"
+    assert "none of the 2 checkpoints" in outcome["message"]
+    assert "rank-00001.bin" in outcome["message"]
+    assert run.checkpoints() == ["step-00000009", "step-00000010"]
+
+
 @pytest.fixture(scope="module")
 def sizes(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
     """Loss curves of one job by world size and micro-batch, for both tasks, without dropout."""
