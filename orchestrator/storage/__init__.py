@@ -27,9 +27,11 @@ from orchestrator.storage.manifest import (
     Parameter,
     World,
 )
+from orchestrator.storage.objects import ObjectStore
 from orchestrator.storage.opening import open_store
 from orchestrator.storage.ranges import RangeReader
 from orchestrator.storage.retention import Held, Retention, retained
+from orchestrator.storage.retries import Retries
 from orchestrator.storage.store import Draft, Listed, Store
 
 __all__ = [
@@ -46,9 +48,11 @@ __all__ = [
     "LocalFiles",
     "LocalStore",
     "Manifest",
+    "ObjectStore",
     "Parameter",
     "RangeReader",
     "Retention",
+    "Retries",
     "Store",
     "World",
     "begin",

@@ -94,9 +94,8 @@ def passing(error: BaseException) -> bool:
         return False
     if code in _PATIENCE_CODES or status in _PATIENCE_STATUS:
         return True
-    if status is not None:
-        return False
-    return any(isinstance(item, (TimeoutError, ConnectionError)) or _named(item, _CUT_NAMES) for item in _chain(error))
+    cut = any(isinstance(item, (TimeoutError, ConnectionError)) or _named(item, _CUT_NAMES) for item in _chain(error))
+    return cut and not code  # with a code the store has answered, whatever went before
 
 
 def answer(error: BaseException) -> tuple[int | None, str]:
