@@ -2,10 +2,15 @@
 
 `LocalFiles` is the real thing. Each method is one step that a power cut can separate from the next. They raise OSError
 as the system does; the local store turns that into a StorageError that says what to do.
+
+A plain write and fsync fills the page cache first and the disk afterwards. `put` asks for room ahead and lets the disk begin
+with each block at once (fallocate, sync_file_range), so that hashing and copying go on beside the disk; measured, that is
+faster than the plain way although it hashes. Both are hints: where the system does not know them, nothing is lost.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -16,6 +21,10 @@ from orchestrator.storage.hashing import BLOCK_BYTES
 
 _VIEWS_A_CALL = 1024
 """What Linux takes in one writev."""
+_AHEAD_BYTES = 16 * 1024 * 1024
+_KEEP_SIZE = 1
+_START_WRITING = 2
+_LIBC = ctypes.CDLL(None)
 
 
 class LocalFiles:
@@ -78,9 +87,19 @@ class LocalFiles:
     def put(self, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
         """Write a whole file and wait until its content is on the disk. Its name is only there once its folder is synced."""
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        reserved = size = 0
         try:
             for views in blocks:
+                length = sum(map(len, views))
+                whole = length == BLOCK_BYTES
+                if whole and size == reserved and _hint("fallocate", handle, _KEEP_SIZE, size, _AHEAD_BYTES):
+                    reserved += _AHEAD_BYTES
                 _write_all(handle, list(views))
+                if whole:
+                    _hint("sync_file_range", handle, size, length, _START_WRITING)
+                size += length
+            if reserved > size:
+                os.truncate(handle, size)
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -104,6 +123,19 @@ class LocalFiles:
     def remove(self, folder: Path) -> None:
         """Delete a folder and all below it."""
         shutil.rmtree(folder)
+
+
+def _hint(name: str, handle: int, *arguments: int) -> bool:
+    """Tell Linux about a file; False when it does not want to know."""
+    call = getattr(_LIBC, name, None)
+    if call is None:
+        return False
+    kinds = {"fallocate": "ill", "sync_file_range": "lli"}[name]
+    values = [
+        ctypes.c_int64(value) if kind == "l" else ctypes.c_int(value)
+        for kind, value in zip(kinds, arguments, strict=True)
+    ]
+    return bool(call(ctypes.c_int(handle), *values) == 0)
 
 
 def _write_all(handle: int, views: list[memoryview]) -> None:
