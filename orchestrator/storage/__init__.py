@@ -4,15 +4,6 @@ A checkpoint exists when it is whole, or not at all. `open_store(uri)` gives a `
 `Draft.commit` makes it whole, `Store.ranges` reads slices of parameters whatever world wrote them.
 """
 
-from orchestrator.storage.checkpoints import (
-    begin,
-    clean_leftovers,
-    commit,
-    list_checkpoints,
-    newest_whole,
-    prune,
-    verify,
-)
 from orchestrator.storage.errors import is_full, storage_error
 from orchestrator.storage.files import LocalFiles
 from orchestrator.storage.hashing import BLOCK_BYTES, Content, content_digest, entry_of
@@ -55,18 +46,11 @@ __all__ = [
     "Retries",
     "Store",
     "World",
-    "begin",
-    "clean_leftovers",
-    "commit",
     "content_digest",
     "entry_of",
     "is_full",
-    "list_checkpoints",
     "local_folder",
-    "newest_whole",
     "open_store",
-    "prune",
     "retained",
     "storage_error",
-    "verify",
 ]

@@ -11,7 +11,6 @@ faster than the plain way although it hashes. Both are hints: where the system d
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -72,17 +71,6 @@ class LocalFiles:
         finally:
             os.close(handle)
         return done
-
-    def digest(self, path: Path) -> str:
-        """sha256 of a file's content, hexadecimal."""
-        summer = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                summer.update(block)
-        return summer.hexdigest()
-
-    def write(self, path: Path, content: bytes) -> None:
-        path.write_bytes(content)
 
     def put(self, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
         """Write a whole file and wait until its content is on the disk. Its name is only there once its folder is synced."""

@@ -18,7 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from orchestrator.domain.errors import CorruptCheckpoint, NotFound, StorageError
 from orchestrator.storage.errors import CHECK_DISK
@@ -47,11 +47,6 @@ class Listed:
     @property
     def whole(self) -> bool:
         return self.why is None
-
-    @property
-    def folder(self) -> Path:
-        """The place as a local path."""
-        return Path(self.uri)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from orchestrator.domain.errors import StorageError
 from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
 from orchestrator.planning.stage import choose_stage
 from orchestrator.spec.models import Data, Model
-from orchestrator.storage.checkpoints import storage_error
+from orchestrator.storage import storage_error
 from orchestrator.training import dataset, fragments, importing, models, presets, randomness, tokens
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.domain.clock import Clock, SystemClock
 from orchestrator.domain.errors import StorageError
-from orchestrator.storage.checkpoints import is_full
+from orchestrator.storage import is_full
 from orchestrator.training import environment
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment, read_assignment
