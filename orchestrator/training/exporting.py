@@ -31,6 +31,7 @@ from orchestrator.training.deepspeed_state import MASTER, STEP, TESTED
 from orchestrator.training.errors import Reason, WorkerFailed
 from orchestrator.training.fragments import BUFFER, FROZEN, TRAINED
 from orchestrator.training.importing import is_deepspeed, read_deepspeed
+from orchestrator.training.run_state import RANGES, TRAINER_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 SLICE_ELEMENTS = 4 * 1024 * 1024
 SHARD_BYTES = 5_000_000_000
 SAFETENSORS, DEEPSPEED = "safetensors", "deepspeed"
-FORMATS = (SAFETENSORS, DEEPSPEED)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MARK = "orchestrate.json"
 """A file of every export: says where it comes from, and that the folder may be replaced."""
@@ -145,15 +145,15 @@ def open_checkpoint(store_uri: str, listed: storage.Listed) -> Source:
     manifest = listed.manifest
     if manifest is None:
         raise StorageError(f"{listed.uri} is not whole: {listed.why}", hint="name another step")
-    if manifest.layout == "deepspeed":
-        return _from_deepspeed(Path(listed.uri.removeprefix("file://")) / "deepspeed", None, listed.uri)
-    if manifest.layout != "ranges":
+    if manifest.layout == DEEPSPEED:
+        return _from_deepspeed(Path(listed.uri.removeprefix("file://")) / DEEPSPEED, None, listed.uri)
+    if manifest.layout != RANGES:
         raise UsageError(
             f"{listed.uri} holds states of a function of your own, which only that function can read",
             hint="let the function write its model at the end",
         )
     store = storage.open_store(store_uri)
-    document = json.loads(store.read(listed, "trainer.json"))
+    document = json.loads(store.read(listed, TRAINER_FILE))
     names = [entry.name or entry.path for entry in manifest.files]
     reader = store.ranges(listed)
     return Source(

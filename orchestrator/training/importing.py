@@ -15,6 +15,7 @@ mounted here. Stage 0 does not name what its optimizer state belongs to: see `re
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -315,6 +316,8 @@ def _load(path: Path) -> dict[str, Any]:
             "remove own objects from client_state and from the DeepSpeed configuration, and save the folder again",
         ) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # what its directory names lies behind its end
+            raise _not_whole(path, "it is cut off") from error
         raise _unreadable(path, error.strerror or str(error)) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -576,8 +579,10 @@ def _step(state: Mapping[str, Any]) -> int | float | None:
 
 
 def _scaler(scaler: Any) -> dict[str, Any]:
-    """The loss scaler's fields, of an object or of a mapping."""
+    """What a dynamic loss scaler has learned, of an object or of a mapping."""
     fields = scaler if isinstance(scaler, Mapping) else vars(scaler) if scaler is not None else {}
+    if not (fields.get("dynamic") or fields.get("dynamic_loss_scale")):
+        return {}
     return {name: fields[name] for name in SCALER_FIELDS if fields.get(name) is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import storage
 from orchestrator.controller.api import create_app, serve_http
 from orchestrator.controller.client import Client
 from orchestrator.domain.errors import AuthError, Conflict, InvalidSpec, NotFound, PlatformError, UsageError
@@ -368,3 +370,27 @@ def test_a_journal_that_refuses_makes_it_unready(served: Served) -> None:
     served.world.journal.full = False
     served.client.submit(document("a", suspend=True))
     assert served.raw("GET", "/readyz")[0].status == 200
+
+
+def test_prune_deletes_what_nothing_keeps(served: Served) -> None:
+    """Over the API a job's old checkpoints are named, then deleted; the best one of a job that runs cannot be given up."""
+    served.world.submit("a")
+    uid = served.world.job("a").uid
+    store = storage.open_store(str(served.world.home.run_dir(uid) / "checkpoints"))
+    for step in range(1, 5):
+        draft = store.draft(step, 1)
+        draft.begin()
+        entries = [draft.write("trainer.json", [b"{}"])]
+        facts = storage.Manifest(step, step, storage.World(1), 1, "context", step, step, 1, best=step == 1)
+        draft.commit(facts, entries)
+    ask = functools.partial(served.client.prune, "default", "a", keep_last=2)
+    assert [item["step"] for item in ask(dry_run=True)] == [2]
+    assert [listed.step for listed in store.list()] == [4, 3, 2, 1]
+    assert [item["step"] for item in ask()] == [2]
+    assert [listed.step for listed in store.list()] == [4, 3, 1]
+    with pytest.raises(Conflict, match="has not ended"):
+        ask(keep_best=False)
+    with pytest.raises(UsageError):
+        ask(keep_every_seconds=0)
+    with pytest.raises(NotFound):
+        served.client.prune("default", "b", keep_last=2)

@@ -1,10 +1,11 @@
 """One rank that makes real DeepSpeed folders for tests: `python importing_rank.py PLAN.json`.
 
-The plan: {"cases": [...], "out": folder}. A case: name, stage, dtype (fp32, bf16), zero (more settings).
+The plan: {"cases": [...], "out": folder}. A case: name, stage, dtype (fp32, bf16), zero and more (settings).
 For each case it builds a small GPT-2 with the awkward parts (odd sizes, tied embeddings, a frozen weight, one of one
 element, a buffer), trains three steps, calls plain `engine.save_checkpoint` and writes what the live engine holds, whole,
 as `expected.pt` (rank 0): {"master": {name: tensor}, "exp_avg": ..., "exp_avg_sq": ..., "weight": ..., "buffer": ...}.
-With "load" in the case, plain `engine.load_checkpoint` opens that folder instead, and the same is written of what came.
+With "load" in the case, plain `engine.load_checkpoint` opens that folder instead, with "take_up" `importing.take_up` does;
+the same is written of what came.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def configuration(case: dict[str, Any], world_size: int) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}},
         "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 2, "total_num_steps": 50}},
         "zero_optimization": {"stage": case["stage"], **case.get("zero", {})},
+        **case.get("more", {}),
     }
     if case["dtype"] == "bf16":
         made["bf16"] = {"enabled": True}
@@ -84,7 +86,7 @@ def configuration(case: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 
 def step(engine: Any, number: int, rank: int, world_size: int) -> float:
-    """One optimizer step; its loss."""
+    """One optimizer step; the loss over the whole batch."""
     chance = torch.Generator().manual_seed(100 + number)
     ids = torch.randint(0, VOCABULARY, (6, 9), generator=chance)
     mine = ids[rank * 6 // world_size : (rank + 1) * 6 // world_size]
@@ -92,17 +94,19 @@ def step(engine: Any, number: int, rank: int, world_size: int) -> float:
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), mine[:, 1:].reshape(-1))
     engine.backward(loss)
     engine.step()
-    return float(loss.detach())
+    whole = loss.detach().double()
+    torch.distributed.all_reduce(whole)
+    return float(whole) / world_size
 
 
 def mark(engine: Any) -> None:
-    """Moments that tell where they belong: 3 x and 5 x the master, set on each rank's own flat state."""
+    """Moments that tell where they belong, made from the master: 3 x and its square, set on each rank's own flat state."""
     optimizer = engine.optimizer
     for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
         for flat in getattr(optimizer, name, ()):
             state = optimizer.optimizer.state[flat]
             state["exp_avg"].copy_(3 * flat.detach())
-            state["exp_avg_sq"].copy_(5 * flat.detach())
+            state["exp_avg_sq"].copy_(flat.detach() ** 2)
 
 
 def live(engine: Any, stage: int, dtype: str) -> dict[str, dict[str, Any]]:
@@ -129,10 +133,42 @@ def live(engine: Any, stage: int, dtype: str) -> dict[str, dict[str, Any]]:
                 found[kind][name] = state[kind].detach().clone()
         else:
             master = found["weight"][name] if dtype == "fp32" else safe_get_full_fp32_param(p)
-            found["exp_avg"][name], found["exp_avg_sq"][name] = 3 * master, 5 * master
+            found["exp_avg"][name], found["exp_avg_sq"][name] = 3 * master, master**2
         found["master"][name] = master.detach().clone()
     found["buffer"] = dict(engine.module.named_buffers())
     return found
+
+
+def held(engine: Any, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
+    """The same of an engine that took up a state: what each rank holds, as the adapter of checkpoints finds it."""
+    import deepspeed
+
+    from orchestrator.training.agreement import Peers
+    from orchestrator.training.fragments import attach
+
+    state = attach(engine, Peers(torch, rank, world_size, "cpu"), deepspeed_version=deepspeed.__version__)
+    mine = [(local.name, local.kind, local.start, local.end, local.view.cpu()) for local in state.to_save()]
+    gathered: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(gathered, mine)
+    found: dict[str, dict[str, Any]] = {"master": {}, "exp_avg": {}, "exp_avg_sq": {}, "frozen": {}, "buffer": {}}
+    shapes = {parameter.name: parameter.shape for parameter in state.parameters}
+    for name, kind, start, end, view in (item for part in gathered for item in part):
+        whole = found[kind].setdefault(name, torch.full(shapes[name], 77, dtype=view.dtype))
+        whole.view(-1)[start:end] = view
+    return found
+
+
+def take_up(engine: Any, folder: str, rank: int, world_size: int) -> None:
+    """Import as the built-in trainer does; the schedule, which the trainer computes itself, is set by hand."""
+    import deepspeed
+
+    from orchestrator.training import importing
+    from orchestrator.training.agreement import Peers
+    from orchestrator.training.fragments import attach
+
+    peers = Peers(torch, rank, world_size, "cpu")
+    source = importing.take_up(attach(engine, peers, deepspeed_version=deepspeed.__version__), peers, folder)
+    engine.lr_scheduler.step(source.global_steps - 1)
 
 
 def main(plan_file: Path) -> None:
@@ -155,13 +191,18 @@ def main(plan_file: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if "load" in case:
             engine.load_checkpoint(case["load"])
+        elif "take_up" in case:
+            take_up(engine, case["take_up"], rank, world_size)
         else:
             for number in range(3):
                 step(engine, number, rank, world_size)
             if case["stage"]:
                 mark(engine)
             engine.save_checkpoint(str(folder), client_state={"note": "kept"})
-        found = live(engine, case["stage"], case["dtype"])
+        if "load" in case or "take_up" in case:
+            found = held(engine, rank, world_size)
+        else:
+            found = live(engine, case["stage"], case["dtype"])
         counters: dict[str, Any] = {
             "global_steps": engine.global_steps,
             "global_samples": engine.global_samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,11 +238,8 @@ def _export(args: argparse.Namespace, context: Context) -> int:
     try:
         from orchestrator.training import exporting
 
-        source = exporting.open_source(place, args.step)
-        try:
+        with closing(exporting.open_source(place, args.step)) as source:
             exported = _write(args, context, source)
-        finally:
-            source.close()
     except ModuleNotFoundError as error:
         raise UsageError(f"an export needs {error.name}", hint="pip install 'orchestrate[train]'") from error
     for note in exported.notes:
