@@ -262,9 +262,8 @@ def report_times(samples: Samples, stage: int, size: int) -> list[Verdict]:
 def report_matrix(samples: Samples, precision: str, sizes: Sequence[int], gap: float) -> list[Verdict]:
     judged = []
     for row in samples.rows(precision):
-        values = row["sample"]
-        cell = tuple(values.pop("cell"))
-        judged.append((cell, Judged(**values)))
+        values = dict(row["sample"])
+        judged.append((tuple(values.pop("cell")), Judged(**values)))
     held = [cell for cell, found in judged if found.holds(exact=cell[:2] == cell[2:], gap=gap)]
     for cell, found in judged:
         if cell not in held:
