@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.domain.quantities import format_bytes
 from orchestrator.planning.batch import Batch, divide
 from orchestrator.planning.stage import StageChoice, choose_stage
-from orchestrator.spec.models import TrainingJob, Workers
+from orchestrator.spec.models import Checkpoint, TrainingJob, Workers
 
 DECIDED_BY_HARDWARE = "decided by the worker's hardware"
 
@@ -156,7 +156,17 @@ def _creations(job: TrainingJob, workers: Workers) -> Iterator[Creation]:
     cadence = f"every {every} steps" if isinstance(every, int) else f"every {every}"
     if job.spec.checkpoint.automatic:
         cadence = "a first one soon, then as often as its measured cost and the interruptions to expect ask for"
-    yield Creation("checkpoint", where, f"{cadence}, the newest {job.spec.checkpoint.keep} and the best are kept")
+    yield Creation("checkpoint", where, f"{cadence}, {_kept(job.spec.checkpoint)}")
+
+
+def _kept(checkpoint: Checkpoint) -> str:
+    """`the newest 2, the best and one every 1d are kept`."""
+    kept = [f"the newest {checkpoint.keep}"]
+    if checkpoint.keep_best:
+        kept.append("the best")
+    if checkpoint.keep_every is not None:
+        kept.append(f"one every {checkpoint.keep_every}")
+    return f"{' and '.join([', '.join(kept[:-1]), kept[-1]] if len(kept) > 1 else kept)} are kept"
 
 
 def _count(number: int, word: str) -> str:

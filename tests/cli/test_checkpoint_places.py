@@ -62,6 +62,8 @@ def test_a_place_is_listed_and_verified_without_a_controller(cli: Cli, place: Pa
         1,
     ]
     assert cli("checkpoint", "verify", str(place)).code == 0
+    gone = cli("checkpoint", "list", "./run")
+    assert (gone.code, "there is no folder" in gone.err) == (3, True)
     (place / "step-00000004" / "rank-00000.bin").write_bytes(b"\x00\x00\x80\x3e" * 4)
     assert cli("checkpoint", "list", str(place)).code == 0
     run = cli("checkpoint", "verify", f"file://{place}")

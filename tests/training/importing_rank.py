@@ -100,13 +100,13 @@ def step(engine: Any, number: int, rank: int, world_size: int) -> float:
 
 
 def mark(engine: Any) -> None:
-    """Moments that tell where they belong, made from the master: 3 x and its square, set on each rank's own flat state."""
+    """Moments that tell where they belong, made from the master: 3 x, and its square + 1, set on each rank's own flat state."""
     optimizer = engine.optimizer
     for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
         for flat in getattr(optimizer, name, ()):
             state = optimizer.optimizer.state[flat]
             state["exp_avg"].copy_(3 * flat.detach())
-            state["exp_avg_sq"].copy_(flat.detach() ** 2)
+            state["exp_avg_sq"].copy_(flat.detach() ** 2 + 1)
 
 
 def live(engine: Any, stage: int, dtype: str) -> dict[str, dict[str, Any]]:
@@ -133,7 +133,7 @@ def live(engine: Any, stage: int, dtype: str) -> dict[str, dict[str, Any]]:
                 found[kind][name] = state[kind].detach().clone()
         else:
             master = found["weight"][name] if dtype == "fp32" else safe_get_full_fp32_param(p)
-            found["exp_avg"][name], found["exp_avg_sq"][name] = 3 * master, master**2
+            found["exp_avg"][name], found["exp_avg_sq"][name] = 3 * master, master**2 + 1
         found["master"][name] = master.detach().clone()
     found["buffer"] = dict(engine.module.named_buffers())
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -201,6 +202,36 @@ def test_the_wanted_checkpoint_is_taken(store: storage.Store, tmp_path: Path) ->
         open_source(str(tmp_path / "nowhere"))
     with pytest.raises(NotFound, match="has no checkpoint"):
         open_source(str(tmp_path / "config"))
+
+
+def test_the_older_layout_is_read_too(store: storage.Store, tmp_path: Path) -> None:
+    """A checkpoint that holds a folder of DeepSpeed, as this program wrote them first, is exported like any other."""
+    model = causal(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.arange(8).reshape(1, 8), labels=torch.arange(8).reshape(1, 8)).loss.backward()
+    optimizer.step()
+    counters = {"global_steps": 1, "global_samples": 1, "skipped_steps": 0, "dp_world_size": 2, "mp_world_size": 1}
+    state = {
+        "module": model.state_dict(),
+        "buffer_names": [],
+        "optimizer": optimizer.state_dict(),
+        "ds_version": "0.19.8",
+    }
+    file = io.BytesIO()
+    torch.save({**state, **counters, "shared_params": None}, file)
+    draft = store.draft(1, 1)
+    draft.begin()
+    entries = [draft.write("deepspeed/mp_rank_00_model_states.pt", [file.getvalue()])]
+    facts = storage.Manifest(1, 1, storage.World(2), 0, "deepspeed", 1, 1, 1)
+    draft.commit(facts, entries)
+    source = open_source(store.uri)
+    exported = export_model(source, tmp_path / "model")
+    assert len(exported.notes) == 1
+    model.config.save_pretrained(tmp_path / "model")
+    again, info = loaded(tmp_path / "model")
+    assert not info["missing_keys"]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert source.scalars["optimizer"]["steps"] == 1
 
 
 def test_states_of_a_function_are_refused(store: storage.Store, tmp_path: Path) -> None:

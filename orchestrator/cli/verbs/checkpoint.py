@@ -24,6 +24,7 @@ from orchestrator.domain.errors import ExitCode
 
 if TYPE_CHECKING:
     from orchestrator.cli.context import Context
+    from orchestrator.storage import Store
     from orchestrator.training.exporting import Exported, Source
 
 
@@ -168,15 +169,26 @@ def _place(text: str, context: Context) -> str | None:
     return None
 
 
+def _store(place: str) -> Store:
+    """The checkpoints at a place. Raises NotFound for a folder that is not there."""
+    from orchestrator.domain.errors import NotFound
+    from orchestrator.storage import open_store
+
+    scheme, separator, rest = place.partition("://")
+    local = Path(rest if separator else place)
+    if (not separator or scheme == "file") and not local.is_dir():
+        raise NotFound(f"there is no folder {local}", hint="name a job, or the folder that holds its checkpoints")
+    return open_store(place)
+
+
 def _items(target: str, context: Context, *, verify: bool = False) -> list[dict[str, Any]]:
     """Checkpoints of a job, or at a place, newest first."""
     place = _place(target, context)
     if place is None:
         return context.client().checkpoints(*context.job(target), verify=verify)
     from orchestrator.controller.views import checkpoint_document
-    from orchestrator.storage import open_store
 
-    store = open_store(place)
+    store = _store(place)
     found = [store.verify(listed.uri) if verify and listed.whole else listed for listed in store.list()]
     return [checkpoint_document(listed) for listed in found]
 
@@ -194,10 +206,10 @@ def _prune(args: argparse.Namespace, context: Context) -> int:
         )
     else:
         from orchestrator.controller.views import checkpoint_document
-        from orchestrator.storage import Retention, open_store
+        from orchestrator.storage import Retention
 
         retention = Retention(args.keep_last, args.keep_best, None if every is None else round(every * 1e9))
-        store = open_store(place)
+        store = _store(place)
         doomed = store.doomed(retention)
         if doomed and not args.dry_run:
             store.prune(retention)
