@@ -318,11 +318,14 @@ class Context:
         return f"state-{rank:05d}.pt"
 
     def _fingerprint(self, layout: str) -> str:
-        """Identity of the function and, where each rank has a state of its own, of the number of ranks."""
+        """Identity of the function; where each rank has a state of its own, of its arguments and the number of ranks too.
+
+        An engine's state is checked against the engine that takes it up, whatever the arguments that made it.
+        """
         entrypoint = self._assignment.spec.entrypoint
         name = entrypoint.function if entrypoint is not None else ""
-        ranks = self.world_size if layout == LAYOUT else None
-        identity = json.dumps([name, dict(self.args), ranks, self.seed], sort_keys=True)
+        more = [dict(self.args), self.world_size] if layout == LAYOUT else []
+        identity = json.dumps([name, self.seed, *more], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
