@@ -5,23 +5,26 @@ more padding gives every sample other masks. Here each element's mask is a hash 
 not matter which rank computes a sample, beside which others, padded how far, or how often (activation checkpointing
 computes a layer twice and must meet the same mask). All of it is integer arithmetic, the same on a CPU and a GPU.
 
-`install` replaces every `nn.Dropout` of a transformers model, and attention's dropout through transformers' attention
-interface (which is registered under a name of ours; scaled-dot-product attention runs whenever nothing is to be dropped).
+`install` replaces every `nn.Dropout` of a transformers model, the calls of `nn.functional.dropout` in its modules, and
+attention's dropout through transformers' attention interface (an attention function of ours, registered under a name of
+its own; scaled-dot-product attention runs whenever nothing is to be dropped).
 
 How a mask is made: splitmix64 over (seed, step, sample, place, all coordinates but the last) gives each row of the last
 dimension 64 bits. 32 of them and the column's number go into the two rounds of lowbias32 (C. Wellons, "Prospecting for
 hash functions", 2018), the other 32 between the rounds; each result is two 16-bit numbers, for two neighbouring columns.
 So a probability is rounded to a 65,536th, and the survivors are scaled by what it was rounded to.
 
-Limits: a model that draws its own random numbers (functional dropout, layer drop, noise) is not made exact by this;
-`StepRandomness.unhandled` tells. A sample that stands twice in one global batch gets one mask for both. The first
+Limits: a model that draws its own random numbers (layer drop, noise) is not made exact by this; `StepRandomness.unhandled`
+tells. Attention that drops is written out, so that its weights are in memory, which a fused kernel avoids. A sample that stands twice in one global batch gets one mask for both. The first
 dimension of what is dropped must be the samples, or the samples times something (then sample by sample).
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -30,6 +33,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from orchestrator.training.order import Indices, mix
 
@@ -155,6 +159,15 @@ class Place:
             return found
         return _mix(found.unsqueeze(-1) ^ _coordinates(rows // present, device)).reshape(-1)
 
+    def drop(self, values: Tensor, probability: float) -> Tensor:
+        """Dropout of values whose first dimension is the samples; torch's own where it is not."""
+        if dropped(probability) == 0:
+            return values
+        keys = self.keys(values.shape[0], values.device) if values.ndim and dropped(probability) < LEVELS else None
+        if keys is None:
+            return functional.dropout(values, probability)
+        return torch.mul(values, keep_mask(keys, values.shape, probability)).mul_(scale(probability))
+
     def _number(self) -> int:
         """How often this module was called in this pass before: layers that share one module have masks of their own."""
         current = self._randomness.passes
@@ -176,12 +189,48 @@ class SampleDropout(nn.Dropout):
         self._place = place
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or dropped(self.p) == 0:
-            return input
-        keys = self._place.keys(input.shape[0], input.device) if input.ndim and dropped(self.p) < LEVELS else None
-        if keys is None:
-            return functional.dropout(input, self.p)
-        return torch.mul(input, keep_mask(keys, input.shape, self.p)).mul_(scale(self.p))
+        return self._place.drop(input, self.p) if self.training else input
+
+
+class _FunctionalDropout(TorchFunctionMode):
+    """While it is entered, `nn.functional.dropout` is ours. The n-th call in a module's forward is the n-th place there."""
+
+    def __init__(self, places: Callable[[int], Place]) -> None:
+        super().__init__()
+        self._places = places
+        self._calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is functional.dropout:
+            return self._drop(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _drop(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        number = self._calls
+        self._calls += 1
+        return self._places(number).drop(input, p) if training else input
+
+
+def _wrap_forward(module: nn.Module, randomness: StepRandomness, name: str) -> None:
+    """Let a module's own calls of `nn.functional.dropout` be ours."""
+    places: list[Place] = []
+    original = module.forward
+
+    def place(number: int) -> Place:
+        while len(places) <= number:
+            places.append(Place(randomness, f"{name}.dropout{len(places)}"))
+        return places[number]
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not module.training:
+            return original(*args, **kwargs)
+        with _FunctionalDropout(place):
+            return original(*args, **kwargs)
+
+    module.forward = forward
 
 
 class StepRandomness:
@@ -256,14 +305,18 @@ def install(model: nn.Module, seed: int) -> StepRandomness:
     saved, does not change.
     """
     randomness = StepRandomness(seed)
+    config = getattr(model, "config", None)
+    kind = config._attn_implementation if config is not None and _drops_attention(config.to_dict()) else None
     for name, module in list(model.named_modules()):
         setattr(module, _PLACE, Place(randomness, name))
         for child_name, child in list(module.named_children()):
             if type(child) is nn.Dropout:
                 whole = f"{name}.{child_name}" if name else child_name
                 setattr(module, child_name, SampleDropout(Place(randomness, whole), child.p).train(child.training))
-    config = getattr(model, "config", None)
-    if config is not None and config._attn_implementation == "sdpa" and _drops_attention(config.to_dict()):
+        names = set(inspect.unwrap(type(module).forward).__code__.co_names)
+        if {"functional", "dropout"} <= names or (kind == "eager" and "eager_attention_forward" in names):
+            _wrap_forward(module, randomness, name)
+    if kind == "sdpa":
         _register()
         cast(Any, model).set_attn_implementation(ATTENTION)
     return randomness
