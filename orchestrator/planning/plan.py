@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.quantities import format_bytes
-from orchestrator.planning.batch import Batch, divide
+from orchestrator.planning.batch import Batch, allowed_world_sizes, divide
 from orchestrator.planning.stage import StageChoice, choose_stage
 from orchestrator.spec.models import Checkpoint, TrainingJob, Workers
 
@@ -40,6 +40,9 @@ class Plan:
     memory_bytes_per_worker: int | None
     world_size: int
     batch: Batch | None
+    other_batches: tuple[Batch, ...]
+    """The same global batch at each other world size, up to twice this one and at least to 8, that can go on from a
+    checkpoint of this job. Sizes that do not divide it are not there."""
     stage: StageChoice | None
     total_steps: int | None
     epochs: int | None
@@ -74,6 +77,10 @@ class Plan:
                 "micro": self.batch.micro_batch,
                 "accumulation": self.batch.accumulation,
             },
+            "otherWorldSizes": [
+                {"worldSize": other.world_size, "micro": other.micro_batch, "accumulation": other.accumulation}
+                for other in self.other_batches
+            ],
             "deepspeed": None
             if self.stage is None
             else {"stage": self.stage.stage, "because": self.stage.because, "preset": self.stage.preset},
@@ -97,6 +104,8 @@ class Plan:
             yield "Batch", "decided by your own function"
         else:
             yield "Batch", str(self.batch)
+            sizes = ", ".join(str(other.world_size) for other in self.other_batches)
+            yield "Resumes on", f"{sizes} ranks as well, with the same global batch" if sizes else "this size only"
         if self.stage is not None:
             yield "ZeRO stage", f"{self.stage.stage}, because {self.stage.because}"
             yield "Offload", "optimizer state to main memory" if self.stage.offload else "none"
@@ -119,9 +128,11 @@ def plan(job: TrainingJob) -> Plan:
     built_in = spec.entrypoint is None
     micro = spec.training.micro_batch_size
     batch = stage = None
+    others: tuple[Batch, ...] = ()
     if built_in:
         batch = divide(spec.training.global_batch_size, workers.world_size, micro if isinstance(micro, int) else None)
         stage = choose_stage(spec.deepspeed, workers.world_size)
+        others = tuple(_other_batches(batch, micro if isinstance(micro, int) else None))
     precision = "Auto" if spec.model is None else spec.model.precision
     return Plan(
         namespace=job.metadata.namespace,
@@ -132,6 +143,7 @@ def plan(job: TrainingJob) -> Plan:
         memory_bytes_per_worker=workers.memory_bytes,
         world_size=workers.world_size,
         batch=batch,
+        other_batches=others,
         stage=stage,
         total_steps=spec.training.max_steps,
         epochs=spec.training.epochs,
@@ -140,6 +152,13 @@ def plan(job: TrainingJob) -> Plan:
         suspended=spec.suspend,
         creations=tuple(_creations(job, workers)),
     )
+
+
+def _other_batches(batch: Batch, micro_batch: int | None) -> Iterator[Batch]:
+    sizes = range(1, max(8, 2 * batch.world_size) + 1)
+    for size in allowed_world_sizes(batch.global_batch, sizes, micro_batch):
+        if size != batch.world_size:
+            yield divide(batch.global_batch, size, micro_batch)
 
 
 def _creations(job: TrainingJob, workers: Workers) -> Iterator[Creation]:

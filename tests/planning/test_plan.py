@@ -67,6 +67,7 @@ def test_lines_of_a_plan() -> None:
         "Workers     2 x (2 GPUs, 4 CPU cores, 16.0 GiB)",
         "World size  4 ranks",
         "Batch       64 = 4 ranks x micro-batch 16 x accumulation 1",
+        "Resumes on  1, 2, 8 ranks as well, with the same global batch",
         "ZeRO stage  2, because 4 ranks can share optimizer state and gradients at the traffic of plain data parallelism",
         "Offload     none",
         "Steps       1,000",
@@ -87,10 +88,23 @@ def test_document_of_a_plan_is_json() -> None:
     document = json.loads(json.dumps(plan(parse_text(JOB)).to_dict()))
     assert document["worldSize"] == 4
     assert document["batch"] == {"global": 64, "micro": 16, "accumulation": 1}
+    assert document["otherWorldSizes"] == [
+        {"worldSize": 1, "micro": 32, "accumulation": 2},
+        {"worldSize": 2, "micro": 32, "accumulation": 1},
+        {"worldSize": 8, "micro": 8, "accumulation": 1},
+    ]
     assert document["deepspeed"]["stage"] == 2
     assert document["workers"]["memoryBytes"] == 16 * 2**30
     assert document["totalSteps"] == 1000
     assert [item["kind"] for item in document["creates"]] == ["driver", "worker", "worker", "folder", "checkpoint"]
+
+
+def test_sizes_that_do_not_divide_the_batch_are_left_out() -> None:
+    """With 60 samples in micro-batches of 5, sizes 7 and 8 are no place to resume; with 61 samples on one rank none is."""
+    some = plan(parse_text(JOB, overrides=["spec.training.globalBatchSize=60", "spec.training.microBatchSize=5"]))
+    assert [(other.world_size, other.accumulation) for other in some.other_batches] == [(1, 12), (2, 6), (3, 4), (6, 2)]
+    lone = ["spec.training.globalBatchSize=61", "spec.workers.min=1", "spec.workers.max=1", "spec.workers.gpus=0"]
+    assert "Resumes on  this size only" in plan(parse_text(JOB, overrides=lone)).lines()
 
 
 def test_epochs_leave_the_steps_to_the_data() -> None:
