@@ -26,7 +26,7 @@ from orchestrator.storage.hashing import Content, content_digest, entry_of
 from orchestrator.storage.manifest import MANIFEST, FileEntry, Manifest, ManifestError
 from orchestrator.storage.ranges import RangeReader
 from orchestrator.storage.retention import Held, Retention, retained
-from orchestrator.storage.verification import Source, difference, gaps
+from orchestrator.storage.verification import Source, difference, difference_of, gaps
 
 SHARED = "shared"
 Places = list[str]  # under names of their own, since `Store.list` hides the built-in one inside its class
@@ -138,7 +138,7 @@ class Store(ABC):
         content = bytearray(entry.bytes)
         source = self._source()
         got = source.read_into(place_of(listed.name, entry), 0, memoryview(content))
-        if why := difference(source, place_of(listed.name, entry), entry, memoryview(content)[:got]):
+        if why := difference_of(memoryview(content)[:got], entry):
             raise CorruptCheckpoint(f"{listed.uri}: {why}", hint="restore from an older checkpoint")
         return bytes(content)
 
@@ -176,14 +176,11 @@ class Store(ABC):
         """The same with every byte looked at."""
         if not listed.whole or listed.manifest is None:
             return listed
-        source = self._source()
         try:
-            for entry in listed.manifest.files:
-                if why := difference(source, place_of(listed.name, entry), entry):
-                    return replace(listed, why=why)
+            why = difference(self._source(), ((place_of(listed.name, entry), entry) for entry in listed.manifest.files))
         except StorageError as error:
-            return replace(listed, why=f"it cannot be read: {error.what}")
-        return listed
+            why = f"it cannot be read: {error.what}"
+        return replace(listed, why=why)
 
     # ---- writing
 
@@ -214,7 +211,7 @@ class Store(ABC):
         return None
 
     def _right(self, name: str, entry: FileEntry) -> bool:
-        return difference(self._source(), f"{SHARED}/{name}", entry) is None
+        return difference(self._source(), [(f"{SHARED}/{name}", entry)]) is None
 
     def check(self, manifest: Manifest, draft: Draft, name: str, *, read_back: bool) -> None:
         """That the store has what was written: each file with its size and, if asked, every byte. Raises StorageError."""
@@ -222,13 +219,14 @@ class Store(ABC):
         lost = [entry.path for entry in manifest.files if place_of(name, entry) not in sizes]
         if lost:
             raise StorageError(f"{some(lost)} missing from {draft.uri} after the write", hint=CHECK_DISK)
-        source = self._source()
         for entry in manifest.files:
             size = sizes[place_of(name, entry)]
             if size != entry.bytes:
                 what = f"{entry.path} has {size} bytes in {draft.uri} after {entry.bytes} were written"
                 raise StorageError(what, hint=CHECK_DISK)
-            if read_back and (why := difference(source, place_of(name, entry), entry)):
+        if read_back:
+            why = difference(self._source(), ((place_of(name, entry), entry) for entry in manifest.files))
+            if why:
                 raise StorageError(f"{draft.uri} reads back other than it was written: {why}", hint=CHECK_DISK)
 
     # ---- deleting

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Protocol
 
 from orchestrator.storage.hashing import BLOCK_BYTES, is_block
 from orchestrator.storage.manifest import ITEM_BYTES, FileEntry, Manifest
+
+_BLOCKS_A_TASK = 4
 
 
 class Source(Protocol):
@@ -21,23 +26,63 @@ class Source(Protocol):
         ...
 
 
-def difference(source: Source, place: str, entry: FileEntry, content: memoryview | None = None) -> str | None:
-    """What is wrong with a file's bytes, as a sentence; None when nothing is. Raises StorageError when it cannot be read.
+def difference(source: Source, files: Iterable[tuple[str, FileEntry]]) -> str | None:
+    """What is wrong with the first file, given as (place, entry), that is not what its entry says; None when none is.
 
-    `content`: its bytes, when they are at hand.
+    Every byte is read, by as many threads as the source can use. Raises StorageError when a file cannot be read.
     """
+    tasks = [task for place, entry in files for task in _tasks(source, place, entry)]
+    if len(tasks) < 2 or source.parallel < 2:
+        return next((why for task in tasks if (why := task())), None)
+    with ThreadPoolExecutor(source.parallel, thread_name_prefix="verify") as pool:
+        futures = [pool.submit(task) for task in tasks]
+        try:
+            return next((why for future in futures if (why := future.result())), None)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def difference_of(content: memoryview, entry: FileEntry) -> str | None:
+    """What is wrong with a file's bytes that are at hand."""
+    if len(content) < entry.bytes:
+        return f"{entry.path} ends after {len(content)} of {entry.bytes} bytes"
     if not entry.xxh3:
-        return _difference_whole(source, place, entry, content)
-    block = memoryview(bytearray(min(BLOCK_BYTES, entry.bytes)))
-    for number, start in enumerate(range(0, entry.bytes, BLOCK_BYTES)):
-        size = min(BLOCK_BYTES, entry.bytes - start)
-        given = None if content is None else content[start : start + size]
-        got = block[: source.read_into(place, start, block[:size])] if given is None else given
-        if len(got) < size:
-            return f"{entry.path} ends after {start + len(got)} of {entry.bytes} bytes"
-        if not is_block(entry, number, got):
-            return damaged(entry, number)
+        return None if hashlib.sha256(content).hexdigest() == entry.sha256 else damaged(entry, 0)
+    blocks = range(0, entry.bytes, BLOCK_BYTES)
+    wrong = (n for n, start in enumerate(blocks) if not is_block(entry, n, content[start : start + BLOCK_BYTES]))
+    return next((damaged(entry, number) for number in wrong), None)
+
+
+def _tasks(source: Source, place: str, entry: FileEntry) -> Iterator[Callable[[], str | None]]:
+    """Checks of a file that do not depend on each other: a few blocks each, or the whole where it has one hash."""
+    if not entry.xxh3:
+        yield partial(_check_whole, source, place, entry)
+        return
+    for number in range(0, len(entry.xxh3), _BLOCKS_A_TASK):
+        yield partial(_check_blocks, source, place, entry, number)
+
+
+def _check_blocks(source: Source, place: str, entry: FileEntry, first: int) -> str | None:
+    start = first * BLOCK_BYTES
+    room = memoryview(bytearray(min(_BLOCKS_A_TASK * BLOCK_BYTES, entry.bytes - start)))
+    got = source.read_into(place, start, room)
+    if got < len(room):
+        return f"{entry.path} ends after {start + got} of {entry.bytes} bytes"
+    for count, begin in enumerate(range(0, len(room), BLOCK_BYTES)):
+        if not is_block(entry, first + count, room[begin : begin + BLOCK_BYTES]):
+            return damaged(entry, first + count)
     return None
+
+
+def _check_whole(source: Source, place: str, entry: FileEntry) -> str | None:
+    summer, start = hashlib.sha256(), 0
+    block = memoryview(bytearray(min(BLOCK_BYTES, entry.bytes)))
+    while start < entry.bytes and (got := source.read_into(place, start, block[: entry.bytes - start])):
+        summer.update(block[:got])
+        start += got
+    if start < entry.bytes:
+        return f"{entry.path} ends after {start} of {entry.bytes} bytes"
+    return None if summer.hexdigest() == entry.sha256 else damaged(entry, 0)
 
 
 def damaged(entry: FileEntry, number: int) -> str:
@@ -79,17 +124,3 @@ def _gap(spans: list[tuple[int, int]], elements: int | None) -> str | None:
     if elements is not None and reached != elements:
         return f"has {reached} of {elements} elements"
     return None
-
-
-def _difference_whole(source: Source, place: str, entry: FileEntry, content: memoryview | None) -> str | None:
-    if content is None:
-        summer, start = hashlib.sha256(), 0
-        block = memoryview(bytearray(min(BLOCK_BYTES, entry.bytes)))
-        while start < entry.bytes and (got := source.read_into(place, start, block[: entry.bytes - start])):
-            summer.update(block[:got])
-            start += got
-    else:
-        summer, start = hashlib.sha256(content), len(content)
-    if start < entry.bytes:
-        return f"{entry.path} ends after {start} of {entry.bytes} bytes"
-    return None if summer.hexdigest() == entry.sha256 else damaged(entry, 0)
