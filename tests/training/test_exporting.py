@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from orchestrator import storage
 from orchestrator.domain.errors import Conflict, CorruptCheckpoint, NotFound, OrchestrateError, StorageError, UsageError
 from orchestrator.training import exporting
 from orchestrator.training.exporting import export_deepspeed, export_model, open_source
 from orchestrator.training.importing import read_deepspeed
+from tests.training.gang import Run, job, launch, write_reviews
 from tests.training.test_importing import assert_the_same, groups_of, run
 
 Tensors = Mapping[tuple[str, str], torch.Tensor]
@@ -150,8 +152,6 @@ def test_transformers_loads_the_same_model(store: storage.Store, tmp_path: Path,
 
 def test_safetensors_reads_what_is_written(store: storage.Store, tmp_path: Path) -> None:
     """The files are what the safetensors library reads, and bf16 is rounded as torch rounds it."""
-    from safetensors.torch import load_file
-
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -3.4e38, 3.4e38, float("inf"), float("nan"), 1e-40, 0.1, 7e-3])
     values = torch.cat([values, torch.randn(5_000, generator=torch.Generator().manual_seed(2))])
     count = torch.arange(3)
@@ -347,3 +347,32 @@ def test_what_zero_cannot_hold_is_refused_by_name(store: storage.Store, tmp_path
     assert "float16" in refused(stage=0)
     assert "--stage 0" in refused(stage=1, dtype="float32")
     export_deepspeed(open_source(store.uri), tmp_path / "out", world_size=1, stage=0, dtype="float32")
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_a_run_goes_out_to_deepspeed_and_comes_back(tmp_path: Path) -> None:
+    """A job's checkpoint, exported to DeepSpeed for one size and imported by a job of another, goes on with the same losses;
+    its model folder is the one that the job itself would have written."""
+    write_reviews(tmp_path / "reviews.csv")
+    whole = Run(tmp_path / "whole", job(checkpoint__every=6, checkpoint__keepBest=False), tmp_path)
+    assert launch([whole]).codes == [0, 0]
+    place = str(whole.folder / "checkpoints")
+    with closing(open_source(place, "6")) as source:
+        export_deepspeed(source, tmp_path / "out", world_size=3, stage=1)
+    wanted = {"uri": "out", "format": "DeepSpeed"}
+    again = job(deepspeed__stage=3, checkpoint__importFrom=wanted, checkpoint__keepBest=False)
+    second = Run(tmp_path / "second", again, tmp_path)
+    launched = launch([second])
+    assert launched.codes == [0, 0], launched.output
+    assert second.outcome()["result"]["outcome"] == "succeeded", second.outcome()
+    assert sorted(second.losses()) == [7, 8]
+    for step, loss in second.losses().items():
+        assert loss == pytest.approx(whole.losses()[step], rel=1e-6)
+    with closing(open_source(place)) as source:
+        export_model(source, tmp_path / "model")
+    ours, theirs = tmp_path / "model" / "model.safetensors", whole.folder / "model" / "model.safetensors"
+    found, written = load_file(ours), load_file(theirs)
+    assert written.keys() <= found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in written.items())
+    assert (tmp_path / "model" / "tokenizer.json").is_file()
