@@ -18,10 +18,12 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -388,9 +390,7 @@ class _DeepSpeedWriter:
         self.global_steps = int(counters["global_steps"])
         self._counters = counters
         self._scheduler = (source.scalars["lr_scheduler"] or {}).get("state")
-        import deepspeed
-
-        self.version = deepspeed.__version__
+        self.version = version("deepspeed")
         if not self.version.startswith(".".join(map(str, TESTED)) + "."):
             raise UsageError(
                 f"folders of DeepSpeed {self.version} are not known", hint=f"install DeepSpeed {TESTED[0]}.{TESTED[1]}"
@@ -524,7 +524,8 @@ class _DeepSpeedWriter:
 
     def partition(self, rank: int) -> dict[str, Any]:
         """Each parameter cut into one part a rank, all equally long; the parts of a sub-group behind each other."""
-        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        with redirect_stdout(sys.stderr):  # where DeepSpeed's log goes is decided when it is imported
+            from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
         masters = []
         state: dict[int, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator import storage
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, process
 from tests.cli.fake_controller import FakeController, resource
 
 DAY_NS = 86_400 * 10**9
@@ -19,7 +19,16 @@ def save(place: Path, step: int, *, best: bool = False, created_ns: int = 0) -> 
     """A checkpoint of one weight of four numbers."""
     draft = storage.open_store(str(place)).draft(step, 1)
     draft.begin()
-    scalars = {"optimizer": {"steps": step, "steps_of": {}, "groups": []}}
+    group = {"kinds": ["master"], "members": ["w"], "values": {"lr": 0.1}}
+    counters = {
+        "global_steps": step,
+        "global_samples": step,
+        "skipped_steps": 0,
+        "micro_steps": step,
+        "accumulation": 1,
+    }
+    optimizer = {"steps": step, "steps_of": {}, "groups": [group]}
+    scalars = {"optimizer": optimizer, "engine": counters, "lr_scheduler": None, "loss_scaler": {}}
     entries = [
         draft.write("rank-00000.bin", [b"\x00\x00\x80\x3f" * 4], large=True),
         draft.write("trainer.json", [json.dumps({"engine": scalars}).encode()]),
@@ -111,6 +120,31 @@ def test_export_writes_a_model_folder(cli: Cli, place: Path, tmp_path: Path) -> 
     forced = cli("checkpoint", "export", str(place), "--to", "out", "--force", "--dtype", "bf16", "-o", "name")
     assert forced.out == f"{tmp_path / 'out'}\n"
     assert (tmp_path / "out" / "model.safetensors").read_bytes()[-8:] == b"\x80\x3f" * 4
+
+
+@pytest.mark.integration
+def test_export_writes_a_folder_for_deepspeed(environ: dict[str, str], place: Path, tmp_path: Path) -> None:
+    """One file a rank for the model and one for the optimizer; stdout holds the answer and nothing of DeepSpeed's log."""
+    argv = [
+        "checkpoint",
+        "export",
+        str(place),
+        "--to",
+        "out",
+        "--format",
+        "deepspeed",
+        "--world-size",
+        "2",
+        "--stage",
+        "3",
+    ]
+    done = process(*argv, "-o", "json", cwd=tmp_path, environ=environ)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == 6
+    assert (tmp_path / "out" / "latest").read_text() == "global_step5"
+    names = sorted(path.name for path in (tmp_path / "out" / "global_step5").iterdir())
+    kinds = ("model_states", "optim_states")
+    assert names == [f"zero_pp_rank_{rank}_mp_rank_00_{kind}.pt" for rank in (0, 1) for kind in kinds]
 
 
 WRONG: dict[str, list[str]] = {
