@@ -159,6 +159,7 @@ class EngineState:
             *(Parameter(name, tuple(tensor.shape), _dtype(tensor), BUFFER) for name, tensor in buffers),
         )
         """Parameters by their first name, then persistent buffers; a tied weight is there once, with its other names."""
+        self._places = {parameter.name: number for number, parameter in enumerate(self.parameters)}
         self._sizes = {parameter.name: parameter.elements for parameter in self.parameters}
         for holder in self._holders:
             self._layout.state(holder)
@@ -168,6 +169,9 @@ class EngineState:
 
     def to_save(self) -> list[Local]:
         """This rank's share. Over all ranks, each element of each kind is there exactly once. No collective.
+
+        Kind by kind, and within a kind in the order of the model, as `to_load` is: so whatever stage and size wrote a file
+        and whatever reads it, it is read from its beginning to its end.
 
         Names, kinds, types and ranges never change during an engine's life, nor does their order, so a plan of a file can
         be kept. The views stay valid across steps and across `load`; they end when tensors are replaced
@@ -181,7 +185,7 @@ class EngineState:
             raise problem
         places = tuple(tensor.data_ptr() for tensor in self._memory())
         if self._saved_views is None or self._saved_views[0] != places:
-            self._saved_views = places, list(self._share())
+            self._saved_views = places, self._in_order(self._share())
         return self._saved_views[1]
 
     def to_load(self) -> list[Local]:
@@ -192,7 +196,11 @@ class EngineState:
             if len(view):
                 found.append(Local(name, FROZEN, _dtype(view), start, start + len(view), view))
         found += self._whole_buffers()
-        return found
+        return self._in_order(found)
+
+    def _in_order(self, found: Iterable[Local]) -> list[Local]:
+        kinds = list(self._expected())
+        return sorted(found, key=lambda local: (kinds.index(local.kind), self._places[local.name], local.start))
 
     def _share(self) -> Iterator[Local]:
         ranks, rank = self._peers.world_size, self._peers.rank

@@ -16,10 +16,19 @@ from hypothesis import strategies as st
 
 from orchestrator.storage import Parameter
 from orchestrator.training import deepspeed_state
+from orchestrator.training.agreement import Peers
 from orchestrator.training.deepspeed_scalars import accept, apply, collect
 from orchestrator.training.deepspeed_state import Holder, Piece, complete_state, find_layout
 from orchestrator.training.errors import Reason, WorkerFailed
-from orchestrator.training.fragments import cover_faults, cut, differences, refuse_differences
+from orchestrator.training.fragments import (
+    EngineState,
+    Local,
+    attach,
+    cover_faults,
+    cut,
+    differences,
+    refuse_differences,
+)
 
 sizes_of_things = st.lists(st.integers(0, 50), max_size=12)
 
@@ -201,6 +210,7 @@ class DeepSpeedEngine:
         self.lr_scheduler: Any = None
         answers = {
             "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": True,
             "autotp_size": 1,
             "torch_autocast_enabled": False,
             "zero_hpz_partition_size": 1,
@@ -211,6 +221,27 @@ class DeepSpeedEngine:
         }
         for name, value in {**answers, **over}.items():
             setattr(self, name, partial(copy, value) if name in answers else value)
+
+
+class Small(torch.nn.Module):
+    """Two trained layers with one weight between them, a frozen one, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.second = torch.nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.fixed = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16), requires_grad=False)
+        self.average: torch.Tensor
+        self.register_buffer("average", torch.zeros(2))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+
+def small_state() -> tuple[Small, EngineState]:
+    model = Small()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    engine = DeepSpeedEngine(module=model, optimizer=optimizer, basic_optimizer=optimizer)
+    return model, attach(engine, Peers(torch, 0, 1, "cpu"), deepspeed_version="0.19.8")
 
 
 def place(engine: Any, version: str = "0.19.8") -> Any:
@@ -273,6 +304,75 @@ def test_a_parameter_of_another_model_is_refused() -> None:
     engine.optimizer.add_param_group({"params": [stranger]})
     with pytest.raises(WorkerFailed, match=r"shape \(4, 2\)"):
         place(engine).holders()
+
+
+# --- an engine's ranges ------------------------------------------------------------------------------------------------
+def test_a_model_is_listed_once_with_its_roles() -> None:
+    """Tied weights are one parameter with two names; buffers that a state_dict leaves out are left out."""
+    _, state = small_state()
+    assert {parameter.name: (parameter.role, parameter.aliases) for parameter in state.parameters} == {
+        "fixed": ("frozen", ()),
+        "first.weight": ("trained", ("second.weight",)),
+        "first.bias": ("trained", ()),
+        "second.bias": ("trained", ()),
+        "average": ("buffer", ()),
+    }
+
+
+def test_ranges_come_kind_by_kind_in_the_models_order() -> None:
+    """What is saved and what is loaded have one order, so that a file is read from its beginning to its end."""
+    _, state = small_state()
+    order = [(local.kind, local.name) for local in state.to_save()]
+    trained = ["first.weight", "first.bias", "second.bias"]
+    assert order == [
+        ("frozen", "fixed"),
+        ("buffer", "average"),
+        *((kind, name) for kind in ("master", "exp_avg", "exp_avg_sq") for name in trained),
+    ]
+    assert [(local.kind, local.name) for local in state.to_load()] == order
+
+
+def test_views_are_live_and_kept_until_a_tensor_is_replaced() -> None:
+    """The same list comes back while tensors stay; a buffer that was put in another's place is seen."""
+    model, state = small_state()
+    views = state.to_save()
+    with torch.no_grad():
+        model.first.bias.fill_(5)
+    assert state.to_save() is views
+    assert next(local.view for local in views if local.name == "first.bias").tolist() == [5.0] * 3
+    model.average = model.average + 1
+    again = state.to_save()
+    assert again is not views
+    assert next(local.view for local in again if local.name == "average").tolist() == [1.0, 1.0]
+
+
+def test_what_lies_in_pieces_is_refused_by_name() -> None:
+    """A parameter that is a transposed view has no flat order in memory."""
+    model = Small()
+    model.first.weight = torch.nn.Parameter(torch.zeros(3, 2).T)
+    engine = DeepSpeedEngine(module=model)
+    with pytest.raises(WorkerFailed, match=r"first\.weight, which does not lie in one piece"):
+        attach(engine, Peers(torch, 0, 1, "cpu"), deepspeed_version="0.19.8")
+
+
+def test_a_failed_read_is_raised_and_a_read_state_is_taken_up() -> None:
+    """`load` fills every range through `read`; what `read` raises leaves it."""
+    _, old = small_state()
+    _, new = small_state()
+    stored = {(local.name, local.kind): local.view.clone() for local in old.to_save()}
+    scalars = through_json(old.scalars())
+
+    def fail(local: Local) -> None:
+        raise WorkerFailed(Reason.STORAGE_FAILED, f"{local.name} is torn")
+
+    with pytest.raises(WorkerFailed, match="is torn"):
+        new.load(old.parameters, fail, scalars)
+
+    def fill(local: Local) -> None:
+        local.view.copy_(stored[local.name, local.kind])
+
+    new.load(old.parameters, fill, scalars)
+    assert all(torch.equal(local.view, stored[local.name, local.kind]) for local in new.to_save())
 
 
 # --- what is not per element -------------------------------------------------------------------------------------------
