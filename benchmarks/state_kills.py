@@ -48,7 +48,17 @@ SIZES = {"local": 300_000, "s3": 2 * BLOCK_BYTES + 100_000}
 LONGEST_SECONDS = {"local": 0.2, "s3": 0.5}
 MOST_WORDS = {"local": 16, "s3": 9}
 """After how many words of it at most the timer of its end starts; it says four a save."""
+KILLS_A_SAMPLE = 100
+CUTS_A_SAMPLE = 336
+DAMAGES_A_SAMPLE = 100
 CUTS_A_TRIAL = 4
+BARS = {
+    "local": ("promises broken by kills, disk", "kills"),
+    "power": ("promises broken by power cuts", "cuts"),
+    "damage": ("damages not named", "cases"),
+    "s3": ("promises broken by kills, S3 server", "kills"),
+}
+"""What each kind counts, and of how many."""
 
 
 @dataclass
@@ -203,15 +213,16 @@ def kill(kind: str, count: int, seed: int) -> Run:
     with place(kind) as run, mother(kind) as process:
         for number in range(1, count + 1):
             run.kill_once(process, rng)
-            if number % 50 == 0:
+            if number % 20 == 0:
                 print(f"{kind}: {number} kills, {run.acknowledged} acknowledged, {len(run.broken)} broken", flush=True)
     return run
 
 
-def cut_power(cuts: int) -> dict[str, Any]:
-    """So many power cuts, the seeds counted from 0."""
-    acknowledged, broken, made = 0, [], 0
-    for seed in range(-(-cuts // CUTS_A_TRIAL)):
+def cut_power(cuts: int, first_seed: int) -> dict[str, Any]:
+    """So many power cuts, the seeds counted from the first."""
+    acknowledged, made = 0, 0
+    broken: list[str] = []
+    for seed in range(first_seed, first_seed - (-cuts // CUTS_A_TRIAL)):
         tally = trial(seed, attempts=CUTS_A_TRIAL)
         made += tally.cuts
         acknowledged += tally.acknowledged
@@ -280,41 +291,38 @@ def _damage_once(store: Store, root: Path, listed: Listed, kind: str, rng: rando
     return []
 
 
+def take(kind: str, number: int) -> dict[str, Any]:
+    """One sample of a kind; its number is the seed."""
+    if kind == "power":
+        return cut_power(CUTS_A_SAMPLE, number * CUTS_A_SAMPLE)
+    if kind == "damage":
+        return damage(DAMAGES_A_SAMPLE, number)
+    run = kill(kind, KILLS_A_SAMPLE, number)
+    return {"kills": run.attempt, "hit": dict(run.hit), "acknowledged": run.acknowledged, "broken": run.broken}
+
+
 def main() -> int:
-    parser = arguments(__doc__, samples=1)
-    parser.add_argument(
-        "--kills", type=int, default=300, help="SIGKILLs on the disk and on the server, each (default 300)"
-    )
-    parser.add_argument("--cuts", type=int, default=1000, help="power cuts (default 1000)")
-    parser.add_argument("--damages", type=int, default=300, help="cases of damage (default 300)")
+    parser = arguments(__doc__, samples=3)
+    parser.add_argument("--only", choices=BARS, help="one kind alone")
     given = parser.parse_args()
     samples = Samples("state_kills")
-    for number in samples.missing("all", given.samples):
-        with samples.sample("all") as sample:
-            for kind in ("local", "s3"):
-                run = kill(kind, given.kills, number)
-                sample[kind] = {
-                    "kills": run.attempt,
-                    "hit": dict(run.hit),
-                    "acknowledged": run.acknowledged,
-                    "broken": run.broken,
-                }
-            sample["power"] = cut_power(given.cuts)
-            sample["damage"] = damage(given.damages, number)
-    return report([row["sample"] for row in samples.rows("all")])
+    kinds = [given.only] if given.only else list(BARS)
+    for kind in kinds:
+        for number in samples.missing(kind, given.samples):
+            with samples.sample(kind) as sample:
+                sample.update(take(kind, number))
+    return report({kind: [row["sample"] for row in samples.rows(kind)] for kind in kinds})
 
 
-def report(rows: Sequence[Mapping[str, Any]]) -> int:
+def report(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
     verdicts = []
-    for kind, count in (("local", "kills"), ("s3", "kills"), ("power", "cuts"), ("damage", "cases")):
-        done = sum(row[kind][count] for row in rows)
-        broken = [why for row in rows for why in row[kind]["broken"]]
-        for row in rows:
-            told = {name: value for name, value in row[kind].items() if name != "broken"}
-            print(f"{kind}: {json.dumps(told)}")
-        print("\n".join(f"  {why}" for why in broken[:20]))
-        what = "damages not named" if kind == "damage" else f"promises broken, {kind}"
-        verdicts.append(Verdict(what, 0, len(broken), "", done, "count"))
+    for kind, taken in rows.items():
+        what, unit = BARS[kind]
+        for sample in taken:
+            print(f"{kind}: {json.dumps({name: value for name, value in sample.items() if name != 'broken'})}")
+        broken = [why for sample in taken for why in sample["broken"]]
+        print("\n".join(f"  {why}" for why in broken[:20]), end="\n" if broken else "")
+        verdicts.append(Verdict(what, 0, len(broken), "", sum(sample[unit] for sample in taken), "count"))
     return conclude(verdicts)
 
 

@@ -21,7 +21,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(kind: str) -> None:
 
 def test_a_power_cut_takes_nothing_that_was_acknowledged() -> None:
     """400 cuts on a disk that forgets what was not synced break no promise."""
-    done = state_kills.cut_power(400)
+    done = state_kills.cut_power(400, 1_000_000)
     assert done["broken"] == []
     assert done["cuts"] == 400
 
