@@ -1,7 +1,7 @@
 """The one who is killed: saves small checkpoints without end, until SIGKILL.
 
 Run as a script it is their mother: each line on its stdin is a job (JSON), for which it forks a child, lets it save for the
-given time after so many words of it, kills it, and answers with all that the child had said. Forking spares every child the start.
+given time after it has entered so many phases, kills it, and answers with all that the child had said. Forking spares every child the start.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _one(job: Mapping[str, Any]) -> dict[str, Any]:
         if not piece:
             break
         heard += piece
-        if deadline is None and heard.count(b"\n") >= job["words"]:
+        if deadline is None and heard.count(b"phase") >= job["phases"]:
             deadline = time.monotonic() + job["seconds"]
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

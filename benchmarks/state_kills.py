@@ -45,9 +45,9 @@ from tests.storage.s3 import BUCKET, KEY, s3_server
 
 RETENTION = {"last": 2, "best": True, "every_ns": 40}
 SIZES = {"local": 300_000, "s3": 2 * BLOCK_BYTES + 100_000}
-LONGEST_SECONDS = {"local": 0.2, "s3": 0.5}
-MOST_WORDS = {"local": 16, "s3": 9}
-"""After how many words of it at most the timer of its end starts; it says four a save."""
+LONGEST_SECONDS = {"local": 0.1, "s3": 0.4}
+MOST_PHASES = {"local": 13, "s3": 7}
+"""After how many phases at most the timer of its end starts; cleaning up is the first, then come three a save."""
 KILLS_A_SAMPLE = 100
 CUTS_A_SAMPLE = 336
 DAMAGES_A_SAMPLE = 100
@@ -84,7 +84,7 @@ class Run:
             "seed": rng.getrandbits(32),
             "size": SIZES[self.kind],
             "retention": RETENTION,
-            "words": rng.randint(1, MOST_WORDS[self.kind]),
+            "phases": rng.randint(1, MOST_PHASES[self.kind]),
             "seconds": rng.uniform(0.0, LONGEST_SECONDS[self.kind]),
         }
         assert mother.stdin is not None

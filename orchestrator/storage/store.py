@@ -4,11 +4,12 @@ A reader trusts nothing: names, sizes and the manifest's digest are checked when
 `Store` is safe to use from several threads and from every rank; who may write is ordered by attempts, and within an attempt
 rank 0 commits and prunes.
 
-Shared files. `shared/<digest>.from-<attempt>` is a file that several checkpoints refer to (frozen weights). It goes when no
-checkpoint refers to it. Two markers keep a writer and a deleter that do not know each other apart: a writer first puts a
-claim (`<digest>.claim-<attempt>`), then looks for a doom marker, and only then trusts the file; a deleter first puts a doom
-marker (`<file>.doomed`), then looks for claims, and only then deletes. Whichever came second sees the other and yields; a
-doomed file is written again under the writer's own attempt. Claims last as long as their attempt.
+Shared files. `shared/<digest>.from-<attempt>` is a file that several checkpoints refer to (frozen weights). It goes
+when no checkpoint refers to it. Two markers keep a writer and a deleter that do not know each other apart: a writer
+first puts a claim (`<digest>.claim-<attempt>`), then looks for a doom marker, and only then trusts the file; a deleter
+first puts a doom marker (`<file>.doomed`), then looks for claims and manifests, and only then deletes. Whichever came
+second sees the other and yields; a doomed file is written again under the writer's own attempt. Claims last as long as
+their attempt.
 """
 
 from __future__ import annotations
@@ -267,14 +268,37 @@ class Store(ABC):
 
     def _collect_shared(self) -> Places:
         """Delete shared files that no checkpoint and no claim needs; none at all while a manifest cannot be read."""
-        survey = self._survey()
-        shared = survey.get(SHARED, {})
+        shared = self._sizes(SHARED)
         files = [name for name in shared if _SHARED_FILE.fullmatch(name)]
         for name in shared:  # marks that a cut deletion left; where the file is still there, the deletion is done below
             if name.endswith(".doomed") and name.removesuffix(".doomed") not in shared:
                 self._delete(f"{SHARED}/{name}")
-        if not files:
-            return []
+        needed = self._needed() if files else None
+        removed: Places = []
+        for name in files:
+            if needed is not None and f"{SHARED}/{name}" not in needed and not self._claims(name, shared):
+                removed += self._collect(name)
+        return removed
+
+    def _collect(self, name: str) -> Places:
+        """Delete one shared file, unless somebody claims it or has come to need it meanwhile.
+
+        Claims are looked at before manifests: a claim that is gone by now belonged to an attempt that has ended, and then
+        all that it committed is there to be read.
+        """
+        doom = f"{SHARED}/{name}.doomed"
+        self._put(doom, b"")
+        claimed = self._claims(name, self._sizes(SHARED))
+        needed = self._needed()
+        spared = bool(claimed) or needed is None or f"{SHARED}/{name}" in needed
+        if not spared:
+            self._delete(f"{SHARED}/{name}")
+        self._delete(doom)
+        return [] if spared else [self._uri_of(f"{SHARED}/{name}")]
+
+    def _needed(self) -> set[str] | None:
+        """Shared files that a checkpoint refers to; None while a manifest cannot be read, since it may refer to any."""
+        survey = self._survey()
         needed: set[str] = set()
         for name in survey:
             if not self._may_refer(name) or MANIFEST not in survey[name]:
@@ -282,23 +306,9 @@ class Store(ABC):
             try:
                 manifest = Manifest.from_json(self._read(f"{name}/{MANIFEST}"))
             except (ManifestError, StorageError):
-                return []  # it may refer to any of them
+                return None
             needed |= {entry.path for entry in manifest.files if entry.shared}
-        removed: Places = []
-        for name in files:
-            if f"{SHARED}/{name}" not in needed and not self._claims(name, shared):
-                removed += self._collect(name)
-        return removed
-
-    def _collect(self, name: str) -> Places:
-        """Delete one shared file, unless somebody claims it meanwhile."""
-        doom = f"{SHARED}/{name}.doomed"
-        self._put(doom, b"")
-        claimed = self._claims(name, self._sizes(SHARED))
-        if not claimed:
-            self._delete(f"{SHARED}/{name}")
-        self._delete(doom)
-        return [] if claimed else [self._uri_of(f"{SHARED}/{name}")]
+        return needed
 
     def _claims(self, name: str, shared: Iterable[str]) -> Sequence[str]:
         digest = name.partition(".")[0]
