@@ -219,8 +219,9 @@ class Unfused(Layout):
         super().__init__(engine, names, rank)
         if engine.global_steps == 0 and engine.micro_steps == 0:
             for master, weight in self._pairs():
-                master.data.copy_(weight.data)
-                self.inner.state.pop(master, None)
+                if float(self.inner.state[master].get(STEP, 1)) == 1:  # not what a load has put there since
+                    master.data.copy_(weight.data)
+                    self.inner.state.pop(master)
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
         for masters, weights in zip(self.wrapper.fp32_groups, self.wrapper.fp16_groups, strict=True):

@@ -375,6 +375,17 @@ def test_a_failed_read_is_raised_and_a_read_state_is_taken_up() -> None:
     assert all(torch.equal(local.view, stored[local.name, local.kind]) for local in new.to_save())
 
 
+def test_padding_is_never_listed_and_is_cleared_by_a_load() -> None:
+    """Elements of a flat tensor that belong to no parameter are in no range, and zero after a load."""
+    _, state = small_state()
+    padded = torch.full((6,), 7.0)
+    state._holders = [Holder(padded, 0, ("first.bias",), (Piece("first.bias", 0, 3, 1),))]
+    ranges = [local for local in state.to_load() if local.kind == "master"]
+    assert [(local.name, local.start, local.end) for local in ranges] == [("first.bias", 0, 3)]
+    state._clear_padding()
+    assert padded.tolist() == [0.0, 7.0, 7.0, 7.0, 0.0, 0.0]
+
+
 # --- what is not per element -------------------------------------------------------------------------------------------
 def stepped(engine: Any, steps: int) -> Any:
     """The layout of an engine whose only parameter was stepped so often."""
