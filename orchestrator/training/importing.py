@@ -29,7 +29,7 @@ from orchestrator.training.agreement import Peers
 from orchestrator.training.deepspeed_scalars import SCALER_FIELDS
 from orchestrator.training.deepspeed_state import MASTER, STEP, TESTED
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
-from orchestrator.training.fragments import BUFFER, FROZEN, TRAINED, EngineState
+from orchestrator.training.fragments import BUFFER, FROZEN, SHOWN, TRAINED, EngineState, differences
 from orchestrator.training.snapshot import read_into
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _REFUSED = {
     re.compile(r".*expert_\d+.*"): "mixture of experts (MoE)",
 }
 NOT_OF_A_PLAIN_RUN = "only folders of plain data-parallel runs are read"
+OTHER_MODEL = "import into the model, frozen layers and adapters that wrote it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +165,37 @@ class _Group:
 def take_up(state: EngineState, peers: Peers, folder: str | Path, tag: str | None = None) -> DeepSpeedFolder:
     """Fill a live engine from a DeepSpeed folder: weights, optimizer state, step numbers, loss scale. Collective.
 
-    Hyperparameters and schedule stay those of the present engine: the job's document decides them. Raises WorkerFailed
-    (ConfigInvalid) on every rank when the folder does not fit; what can be refused is refused before anything is changed.
+    Param groups, hyperparameters and schedule stay those of the present engine: the job's document decides them. Raises
+    WorkerFailed (ConfigInvalid) on every rank when the folder does not fit; what can be refused is refused before anything
+    is changed.
     """
-    present = state.scalars()
-    groups = [group["members"] for group in present["optimizer"]["groups"]]
-    source = peers.settle(lambda: read_deepspeed(folder, tag, groups=groups))
-    saved = source.scalars()
-    for group, own in zip(saved["optimizer"]["groups"], present["optimizer"]["groups"], strict=False):
-        group["values"] = own["values"]  # another number of groups is refused by `load`
-    saved["lr_scheduler"] = present["lr_scheduler"]
     import torch
 
+    present = state.scalars()
+    own = present["optimizer"]["groups"]
+
+    def open_folder() -> DeepSpeedFolder:
+        source = read_deepspeed(folder, tag, groups=[group["members"] for group in own])
+        if found := differences(source.parameters, state.parameters):
+            more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            raise config_invalid(
+                f"{source.place} is of another model or trains other parameters: {', '.join(found[:SHOWN])}{more}",
+                OTHER_MODEL,
+            )
+        for group in own:
+            kept = source.kinds(group["members"][0]) if group["members"] else frozenset(group["kinds"])
+            if kept != frozenset(group["kinds"]):
+                raise config_invalid(
+                    f"{source.place} holds {', '.join(sorted(kept))} of each parameter, and this job's optimizer keeps "
+                    f"{', '.join(group['kinds'])}",
+                    "import a state that was saved after a step, by the same optimizer",
+                )
+        return source
+
+    source = peers.settle(open_folder)
+    saved = source.scalars()
+    saved["optimizer"]["groups"] = own  # what a parameter's group is does not matter to its ranges
+    saved["lr_scheduler"] = present["lr_scheduler"]
     state.load(source.parameters, lambda local: read_into(torch, source, local), saved)
     return source
 
@@ -416,21 +436,11 @@ def _stage_0(place: Path, model: Mapping[str, Any], names: Sequence[Sequence[str
     sizes = [[_shape_of(state["state"].get(index, {})) for index in group["params"]] for group in values]
     held = _module(model, None)
     weights = {name: one for name, one in held.items() if one.role != BUFFER}
-    order = list(weights)
-    if names is not None:
-        found = [sorted(group, key=order.index) for group in _known(place, names, order)]
-        fits = [len(group) for group in found] == [len(group) for group in sizes] and all(
-            size in (None, weights[name].shape)
-            for group, members in zip(sizes, found, strict=True)
-            for size, name in zip(group, members, strict=True)
-        )
-        if not fits:
-            raise config_invalid(
-                f"{place}: the shapes of its param groups are other ones than those of this run's parameters",
-                "group the parameters as in the run that wrote it",
-            )
-    else:
-        found = _by_shape(place, {name: one.shape for name, one in weights.items()}, sizes)
+    shapes = {name: one.shape for name, one in weights.items()}
+    found = None if names is None else _as_told(place, names, shapes, sizes)
+    if found is None:
+        trained = shapes.keys() if names is None else {name for group in names for name in group}
+        found = _by_shape(place, {name: shape for name, shape in shapes.items() if name in trained}, sizes)
     groups = []
     for number, (group, members) in enumerate(zip(values, found, strict=True)):
         for place_in_group, (index, name) in enumerate(zip(group["params"], members, strict=True)):
@@ -449,16 +459,28 @@ def _stage_0(place: Path, model: Mapping[str, Any], names: Sequence[Sequence[str
     return _opened(place, held, groups, model, 0, _scaler(optimizer))
 
 
-def _known(place: Path, names: Sequence[Sequence[str]], order: Sequence[str]) -> Sequence[Sequence[str]]:
+_Sizes = list[list[tuple[int, ...] | None]]
+"""Shapes of the optimizer's states by param group; None where it keeps nothing per element."""
+
+
+def _as_told(
+    place: Path, names: Sequence[Sequence[str]], shapes: Mapping[str, tuple[int, ...]], sizes: _Sizes
+) -> list[list[str]] | None:
+    """The given groups in the model's order, when their shapes are those of the folder's groups; else None."""
+    order = {name: number for number, name in enumerate(shapes)}
     lost = [name for group in names for name in group if name not in order]
     if lost:
-        raise config_invalid(f"{place} has no parameter {lost[0]}", "import into the model that wrote it")
-    return names
+        raise config_invalid(f"{place} has no parameter {lost[0]}", OTHER_MODEL)
+    found = [sorted(group, key=order.__getitem__) for group in names]
+    fits = [len(group) for group in found] == [len(group) for group in sizes] and all(
+        size in (None, shapes[name])
+        for group, members in zip(sizes, found, strict=True)
+        for size, name in zip(group, members, strict=True)
+    )
+    return found if fits else None
 
 
-def _by_shape(
-    place: Path, shapes: Mapping[str, tuple[int, ...]], sizes: list[list[tuple[int, ...] | None]]
-) -> list[list[str]]:
+def _by_shape(place: Path, shapes: Mapping[str, tuple[int, ...]], sizes: _Sizes) -> list[list[str]]:
     """The one assignment of names to the slots of the groups that keeps the model's order. Raises ConfigInvalid when the
     shapes leave more than one."""
     by_shape: dict[tuple[int, ...] | None, list[str]] = {}
@@ -470,7 +492,7 @@ def _by_shape(
             raise config_invalid(
                 f"{place} is of ZeRO stage 0 and does not say which of {candidates[0]}, {candidates[-1]} and others of "
                 f"shape {list(wanted or ())} an optimizer state belongs to",
-                "import it into a job, which knows the groups of its parameters",
+                "import it into a job whose parameters are grouped as in the run that wrote it",
             )
     found: list[list[str]] = []
     for group in sizes:

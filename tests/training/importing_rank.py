@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from orchestrator.training.errors import WorkerFailed
+
 WIDTH = 15
 VOCABULARY = 67
 
@@ -57,9 +59,11 @@ def model() -> Any:
     return made
 
 
-def groups(made: Any) -> list[dict[str, Any]]:
+def groups(made: Any, one: bool = False) -> list[dict[str, Any]]:
     """Weight decay for matrices only, as the built-in trainer and most scripts have it."""
     trained = [p for p in made.parameters() if p.requires_grad]
+    if one:
+        return [{"params": trained}]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -181,9 +185,11 @@ def main(plan_file: Path) -> None:
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     for case in plan["cases"]:
         made = model()
+        if case.get("unfrozen"):
+            made.transformer.wpe.weight.requires_grad_(True)
         engine, _, _, _ = deepspeed.initialize(
             model=made,
-            model_parameters=groups(made),
+            model_parameters=groups(made, bool(case.get("one_group"))),
             config=configuration(case, world_size),
             dist_init_required=False,
         )
@@ -192,7 +198,11 @@ def main(plan_file: Path) -> None:
         if "load" in case:
             engine.load_checkpoint(case["load"])
         elif "take_up" in case:
-            take_up(engine, case["take_up"], rank, world_size)
+            try:
+                take_up(engine, case["take_up"], rank, world_size)
+            except WorkerFailed as error:
+                (folder / f"refused-{rank}").write_text(str(error))
+                continue
         else:
             for number in range(3):
                 step(engine, number, rank, world_size)
