@@ -220,6 +220,7 @@ def proxied(upstream: tuple[str, int]) -> Iterator[Proxy]:
 def store_at(url: str, path: str, *, key: str = KEY, tries: int = 6, bucket: str = BUCKET) -> ObjectStore:
     """A store on that server, impatient."""
     options = {
+        "skip_instance_cache": False,  # a client costs a second of CPU, and these tests make many stores
         "key": key,
         "secret": "secret",
         "endpoint_url": url,
