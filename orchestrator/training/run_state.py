@@ -23,6 +23,8 @@ from orchestrator.training.snapshot import Snapshot, chunks_of, lay_out, read_in
 
 T = TypeVar("T")
 RANGES = "ranges"
+DEEPSPEED = "deepspeed"
+"""The layout of the first builds."""
 TRAINER_FILE = "trainer.json"
 FROZEN = "frozen"
 _BEGIN_ANEW = "use another checkpoint.uri, or delete the old checkpoints"
@@ -153,6 +155,11 @@ class RunState:
     def _refuse_foreign(self, found: storage.Listed) -> None:
         manifest = found.manifest
         assert manifest is not None
+        if manifest.layout == DEEPSPEED:
+            raise config_invalid(
+                f"{found.uri} was written by an earlier version, as a folder of DeepSpeed's",
+                f"use another checkpoint.uri and begin from it: checkpoint.importFrom.uri={found.uri}/deepspeed",
+            )
         if manifest.layout != RANGES:
             raise config_invalid(
                 f"{found.uri} has the layout {manifest.layout!r}, which the built-in trainer does not write",

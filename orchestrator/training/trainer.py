@@ -245,6 +245,9 @@ class Trainer:
             found, refused, where = self.state.restore(assignment.attempt)
             self.progress = Progress() if where is None else Progress.from_document(where)
             imported = self._import(attached) if found is None else None
+            if found is not None and checkpoint.import_from is not None:
+                line = f"checkpoint.importFrom is not read: the job has a checkpoint of its own, {found.uri}"
+                self.reporter.first("log", rank=0, lines=[line])
         self.restored_from = imported if found is None else found.uri
         self.cadence = Cadence(checkpoint, self.reporter.clock, peers.rank)
         self.reporter.first(
@@ -263,8 +266,14 @@ class Trainer:
         wanted = self.assignment.spec.checkpoint.import_from
         if wanted is None:
             return None
-        folder = self.assignment.working_dir / wanted.uri.removeprefix("file://")
+        folder = self.assignment.working_dir / Path(wanted.uri.removeprefix("file://")).expanduser()
         source = importing.take_up(attached, self.peers, folder, wanted.tag)
+        if source.global_steps >= self.total_steps:
+            raise WorkerFailed(
+                Reason.CONFIG_INVALID,
+                f"checkpoint.importFrom: {source.place} is of step {source.global_steps}, and this job has {self.total_steps} steps",
+                "raise training.maxSteps or epochs, which count from the first step of all",
+            )
         self.progress.step = source.global_steps
         self.progress.samples_seen = self.order.samples_before(source.global_steps)
         return str(source.place)
@@ -274,6 +283,7 @@ class Trainer:
         if self.peers.rank != 0:
             return {}
         with tempfile.TemporaryDirectory() as name:
+            self.model.config.architectures = [type(self.model).__name__]
             self.model.config.save_pretrained(name)
             self.prepared.tokenizer.save_pretrained(name)
             facts = {"task": self.model_spec.task, "precision": self.precision}
