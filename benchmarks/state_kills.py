@@ -182,12 +182,8 @@ def mother(kind: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
+    with process:  # closes its stdin, which ends it, and waits
         yield process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
 
 
 @contextmanager
