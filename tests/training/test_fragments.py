@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.reshard import BF16_LOSS_GAP, FP32_LOSS_GAP, judge, run_plan, source, target
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 SIZES = (1, 2, 3)
 OFFLOAD = {"zero": {"offload_optimizer": {"device": "cpu"}}}
