@@ -7,7 +7,8 @@ first is what the order of additions alone does; and a run on two ranks that is 
 one that is not.
 
 Bars: every step's loss within 1e-5 (relative) of the undisturbed run's; and the run that kept its size is the undisturbed
-one to the last bit, in every loss and in the model that comes out. `--stage` takes another ZeRO stage than 2.
+one to the last bit, in every loss and in the model that comes out. `--stage` takes another ZeRO stage than 2, `--rate` another
+learning rate: the larger it is, the more the training itself enlarges a difference in the last bit, resized or not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.harness import REPOSITORY, Samples, Verdict, arguments, conclude
 
 JOB = REPOSITORY / "benchmarks" / "resizes.yaml"
 STEPS = 300
+RATE = 5e-4
 RESIZES = 20
 SIZES = (1, 2, 3, 4)
 BAR = 1e-5
@@ -44,6 +46,7 @@ class Training:
 
     folder: Path
     stage: int
+    rate: float
     attempts: list[tuple[int, int]] = field(default_factory=list)
     """(ranks, step that it went on from) of each attempt."""
 
@@ -57,6 +60,7 @@ class Training:
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "orchestrator.training", "--job", str(JOB), "--run-dir", str(self.folder)]
         options = ["--attempt", str(len(self.attempts)), "--set", f"spec.deepspeed.stage={self.stage}"]
+        options += ["--set", f"spec.training.learningRate={self.rate}"]
         with (self.folder / "log").open("w+") as log:
             gang = [
                 subprocess.Popen(
@@ -126,26 +130,27 @@ def gaps(losses: dict[int, float], expected: dict[int, float]) -> list[float]:
     return [abs(losses[step] / expected[step] - 1) for step in sorted(expected)]
 
 
-def measure(folder: Path, stage: int, chance: random.Random) -> dict[str, Any]:
+def measure(folder: Path, stage: int, rate: float, chance: random.Random) -> dict[str, Any]:
     """One sample: what each run of the comparison did."""
 
     def undisturbed(ranks: int) -> Training:
-        training = Training(folder / f"undisturbed-{ranks}", stage)
+        training = Training(folder / f"undisturbed-{ranks}", stage, rate)
         training.attempt(ranks)
         return training
 
     alone, pair, four = undisturbed(1), undisturbed(2), undisturbed(4)
-    kept = Training(folder / "kept", stage)
+    kept = Training(folder / "kept", stage, rate)
     for stop_at in sorted(chance.sample(range(4, STEPS - 4), 2)):
         kept.attempt(2, stop_at)
     kept.attempt(2)
-    resized = Training(folder / "resized", stage)
+    resized = Training(folder / "resized", stage, rate)
     for ranks, stop_at in history(chance):
         resized.attempt(ranks, stop_at if stop_at < STEPS else None)
     found = gaps(resized.losses(), alone.losses())
     differing = sum(1 for one, other in zip(kept.losses().items(), pair.losses().items(), strict=True) if one != other)
     return {
         "stage": stage,
+        "rate": rate,
         "attempts": resized.attempts,
         "gap": max(found),
         "gap_step": found.index(max(found)) + 1,
@@ -162,13 +167,14 @@ def measure(folder: Path, stage: int, chance: random.Random) -> dict[str, Any]:
 def main() -> int:
     parser = arguments(__doc__, samples=1)
     parser.add_argument("--stage", type=int, default=2, choices=range(4), help="ZeRO stage (default 2)")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"learning rate (default {RATE})")
     given = parser.parse_args()
     samples = Samples("resizes")
-    kind = f"stage {given.stage}"
+    kind = f"stage {given.stage}, learning rate {given.rate}"
     for number in samples.missing(kind, given.samples):
         with tempfile.TemporaryDirectory(prefix="bench-resizes-") as folder, samples.sample(kind) as sample:
             began = time.monotonic()
-            sample |= measure(Path(folder), given.stage, random.Random(1000 * given.stage + number))
+            sample |= measure(Path(folder), given.stage, given.rate, random.Random(1000 * given.stage + number))
             sample["seconds"] = time.monotonic() - began
         print(f"sample {number}: {json.dumps(sample)}", flush=True)
     return report([row["sample"] for row in samples.rows(kind)])
