@@ -259,7 +259,7 @@ def live(run: Run, peers: Peers) -> dict[str, Any]:
 def run_state(folder: Path, state: fragments.EngineState, peers: Peers) -> tuple[storage.Store, RunState]:
     store = storage.open_store(str(folder))
     facts = storage.Manifest(0, 0, storage.World(peers.world_size), None, RANGES, 0, 0, 1)
-    return store, RunState(torch, peers, store, state, facts, {})
+    return store, RunState(torch, peers, store, state, facts, {}, frozen_once=True)
 
 
 def save(folder: Path, state: fragments.EngineState, peers: Peers) -> None:

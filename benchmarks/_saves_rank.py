@@ -63,6 +63,7 @@ def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
         fragments.attach(engine, peers, deepspeed_version=deepspeed.__version__),
         storage.Manifest(0, 0, storage.World(size), stage, RANGES, 0, 0, 1),
         {},
+        frozen_once=True,
     )
     chance = torch.Generator().manual_seed(rank)
     steps_done = 0

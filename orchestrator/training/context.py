@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import storage
 from orchestrator.domain.clock import seconds_between
@@ -41,6 +41,9 @@ from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.reporting import Reporter, StepReports
 from orchestrator.training.run_state import RANGES, RunState
 from orchestrator.training.saving import Part, Saved, Saver, all_refused, retention, stored
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LAYOUT = "context"
 CONTEXT_FILE = "context.json"
@@ -206,6 +209,12 @@ class Context:
 
         return self._peers.settle(read)
 
+    def generator(self, step: int, sample: int) -> np.random.Generator:
+        """Random numbers of one sample in one step: the same on whichever rank it falls, at any number of ranks."""
+        from orchestrator.training.randomness import generator
+
+        return generator(self.seed, step, sample)
+
     def finish(self) -> None:
         """Wait until what was saved is durable. Called by every rank after the function has returned."""
         self._saver.finish()
@@ -260,7 +269,10 @@ class Context:
 
             attached = fragments.attach(engine, self._peers, deepspeed_version=deepspeed.__version__)
             facts = self._facts(RANGES, int(engine.zero_optimization_stage()))
-            self._engine = engine, RunState(self._torch, self._peers, self._store, attached, facts, {})
+            self._engine = (
+                engine,
+                RunState(self._torch, self._peers, self._store, attached, facts, {}, frozen_once=False),
+            )
         return self._engine[1]
 
     def _acknowledger(self, covers_ns: int, wish: int) -> Callable[[Saved], None]:

@@ -51,14 +51,21 @@ class RunState:
         engine: EngineState,
         facts: storage.Manifest,
         model_files: Mapping[str, bytes],
+        *,
+        frozen_once: bool,
     ) -> None:
-        """`facts`: what is the same in every manifest of this attempt. `model_files`: rank 0's, by name."""
+        """`facts`: what is the same in every manifest of this attempt. `model_files`: rank 0's, by name.
+
+        `frozen_once`: weights that no optimizer steps never change, so they are written once. Somebody else's loop may move
+        them itself (a teacher that follows by averages); there they are copied like the rest.
+        """
         self._torch = torch
         self._peers = peers
         self._store = store
         self._engine = engine
         self._facts = facts
         self._model_files = model_files
+        self._once = {FROZEN} if frozen_once else set()
         changing, frozen = self._plan()
         self._snapshot = Snapshot(torch, changing, self._snapshot_file(), pinned=peers.device.startswith("cuda"))
         mine = (*self._snapshot.fragments, *lay_out(frozen, self._frozen_file()).fragments)
@@ -174,7 +181,8 @@ class RunState:
     def _plan(self) -> tuple[Sequence[Local], Sequence[Local]]:
         """This rank's share of what changes, and of what never does."""
         plan = self._engine.to_save()
-        return [local for local in plan if local.kind != FROZEN], [local for local in plan if local.kind == FROZEN]
+        changing = [local for local in plan if local.kind not in self._once]
+        return changing, [local for local in plan if local.kind in self._once]
 
     def _snapshot_file(self) -> str:
         return f"rank-{self._peers.rank:05d}.bin"

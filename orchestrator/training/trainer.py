@@ -240,6 +240,7 @@ class Trainer:
                 },
             ),
             self._model_files(),
+            frozen_once=True,
         )
         with self.reporter.stage("restore"):
             found, refused, where = self.state.restore(assignment.attempt)
