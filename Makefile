@@ -68,7 +68,7 @@ test: $(DEMO_STAMP) ## All tests but faults, cluster and bench (stays under 15 m
 test-pure: $(STAMP) ## Only tests that start nothing (at most 60 seconds)
 	$(BIN)/python -m pytest -m "$(NOT_IN_TEST) and not integration" $(PYTEST_ARGS)
 
-faults: $(DEMO_STAMP) ## Kills and soaks
+faults: $(DEMO_STAMP) ## Kills, soaks, and what takes minutes to compile
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 # --- checks ------------------------------------------------------------------

@@ -7,7 +7,8 @@ OrchestrateError
  |- CapacityError: the means do not suffice
  |   |- NoCapacity (7)      |- BudgetExceeded (8)  |- PreemptedOut (12)
  |- PlatformError: something around us failed; trying again may help
- |   |- ControllerUnreachable (6)   |- WrongServer (6)   |- StorageError (1)   |- EngineError (1)   |- StaleEpoch (1)
+ |   |- ControllerUnreachable (6)   |- WrongServer (6)   |- EngineError (1)   |- StaleEpoch (1)
+ |   |- StorageError: CorruptCheckpoint (1)
  |- WaitTimeout (124)
  |- InternalError (70): a defect of orchestrate; please report it
 

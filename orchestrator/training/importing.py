@@ -310,11 +310,22 @@ class _Fields:
         """Whatever the pickle gives to the constructor is not needed."""
 
 
+_STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3, "max_stage": 3}
+
+
+def _member(_: object, name: str) -> int:
+    """A ZeRO stage by the name of its member. Raises UnpicklingError for any other name."""
+    if name not in _STAGES:
+        raise UnpicklingError(f"GLOBAL {name} is no ZeRO stage")
+    return _STAGES[name]
+
+
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What DeepSpeed 0.19 puts into the files of a plain run beside tensors and plain values, and what it becomes."""
     scaler = "deepspeed.runtime.fp16.loss_scaler"
     return [
         (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+        (_member, "builtins.getattr"),  # how Python 3.11.0 to 3.11.3 (Debian 12's among them) write a member of an enum
         (_Fields, "deepspeed.utils.tensor_fragment.fragment_address"),
         (_Fields, f"{scaler}.LossScaler"),
         (_Fields, f"{scaler}.DynamicLossScaler"),
