@@ -172,6 +172,7 @@ class Controller:
         engine: str,
         worker_loop: str = WORKER_LOOP,
         on_fatal: Callable[[OrchestrateError], None] = lambda error: None,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self.journal = journal
         self.home = home
@@ -181,6 +182,7 @@ class Controller:
         self._engine = engine
         self._worker_loop = worker_loop
         self._on_fatal = on_fatal
+        self._retry_seconds = retry_seconds
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._book = Book()
         self._delayed: list[tuple[int, str, int]] = []
@@ -400,7 +402,7 @@ class Controller:
                 self._on_fatal(error)
                 return
             if not self._healthy:
-                self._closing.wait(RETRY_SECONDS)
+                self._closing.wait(self._retry_seconds)
         _refuse(self._gather(0.0), Conflict("the controller is stopping", hint="try again when it is back"))
 
     def _gather(self, patience_seconds: float) -> list[_Item]:

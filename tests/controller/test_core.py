@@ -305,7 +305,9 @@ def test_a_start_that_was_due_while_the_disk_was_full_comes_later(world: World) 
         assert world.engines[0].lose_worker(0)
     world.until("late", lambda record: record.state.attempt == 3)
     world.journal.full = True
-    for _ in range(5):  # the first at once, each following one after the pause of a refused commit
+    clock = SystemClock()
+    later_ns = clock.monotonic_ns() + 2_200_000_000
+    while clock.monotonic_ns() < later_ns:  # each waits for the pause of the refused commit before it
         with pytest.raises(StorageError, match="full"):
             world.controller.request("default", "bystander", "cancel")
     world.journal.full = False

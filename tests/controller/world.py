@@ -145,6 +145,7 @@ class World:
             engine="fake",
             worker_loop=self.worker_loop,
             on_fatal=self.fatal.append,
+            retry_seconds=0.05,
         )
         controller.start()
         return controller

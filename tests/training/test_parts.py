@@ -283,7 +283,9 @@ def test_a_function_that_cannot_be_called_or_returns_no_numbers_is_told(monkeypa
     module.wants = lambda context, *, wanted: None  # type: ignore[attr-defined]
     module.returns = lambda context: {"score": "high"}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "their_code", module)
-    context = SimpleNamespace(args={"other": 1}, metrics={}, should_stop=False, step=0)
+    context = SimpleNamespace(
+        args={"other": 1}, metrics={}, should_stop=False, step=0, finish=lambda: None, close=lambda: None
+    )
     with pytest.raises(WorkerFailed, match=r"spec.entrypoint.args: their_code:wants\(context, \*, wanted\)") as refused:
         call(context, "their_code:wants")  # type: ignore[arg-type]
     assert refused.value.reason == "ConfigInvalid"
