@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node 2 benchmarks/_saves_rank.py STAGE FOLDER ROUNDS SEGMENTS
 
-First ROUNDS rounds: DeepSpeed's `save_checkpoint` (timed without and with an fsync of what it wrote), then ours, waited
-for; the file names change, the data is the same. Then SEGMENTS pairs of ten steps, one without a save and one that begins
+First ROUNDS rounds, in alternating order: DeepSpeed's `save_checkpoint` (timed without and with an fsync of what it wrote),
+and ours, from the call until it is committed; the data is the same. Then SEGMENTS pairs of ten steps, one without a save and one that begins
 one. Rank 0 prints one JSON line.
 """
 
@@ -23,6 +23,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 STEPS = 10
 MICRO_BATCH, TOKENS = 4, 80
+BALLAST_MIB = 1024
 
 
 def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
@@ -38,7 +39,7 @@ def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
     from orchestrator.training.engine import initialize
     from orchestrator.training.presets import load_preset
     from orchestrator.training.run_state import RANGES, RunState
-    from orchestrator.training.saving import Saver
+    from orchestrator.training.saving import Saved, Saver
 
     compatible["deepspeed_shm_comm"] = False  # no compiler needed
     torch.set_num_threads(1)
@@ -76,11 +77,13 @@ def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
         engine.step()
         steps_done += 1
 
+    acknowledged: list[Saved] = []
+
     def begin_save() -> None:
         saver.save(
             steps_done,
             lambda: (state.parts({}), replace(state.facts(), global_step=steps_done)),
-            lambda _: None,
+            acknowledged.append,
         )
 
     def timed(work: Callable[[], Any]) -> float:
@@ -89,6 +92,16 @@ def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
         work()
         torch.distributed.barrier()
         return time.perf_counter() - start
+
+    def have_pages() -> None:
+        """A machine that gives idle memory back to its host pays for each page anew, whoever writes next: make them present."""
+        if rank == 0:
+            ballast = folder / "ballast"
+            with ballast.open("wb") as file:
+                for _ in range(BALLAST_MIB):
+                    file.write(bytes(2**20))
+            ballast.unlink()
+        torch.distributed.barrier()
 
     def flush(tree: Path) -> None:
         for path in [*tree.rglob("*"), tree]:
@@ -100,17 +113,28 @@ def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
     step()
     rows = []
     theirs = folder / "theirs"
-    for number in range(rounds + 1):
+
+    def save_theirs() -> dict[str, float]:
+        have_pages()
         plain = timed(lambda: engine.save_checkpoint(str(theirs), tag="t", save_latest=False))
         synced = plain + timed(lambda: flush(theirs) if rank == 0 else None)
-        step()
-        stall = timed(begin_save)
-        durable = stall + timed(saver.finish)
-        if number:  # the first one is a warm-up of both
-            rows.append({"deepspeed": plain, "deepspeed_synced": synced, "ours": durable, "stall": stall})
         if rank == 0:
             shutil.rmtree(theirs)
-        torch.distributed.barrier()
+        return {"deepspeed": plain, "deepspeed_synced": synced}
+
+    def save_ours() -> dict[str, float]:
+        have_pages()
+        stall = timed(begin_save)
+        saver.finish()
+        return {"stall": stall, "ours": acknowledged[-1].seconds if rank == 0 else stall}
+
+    for number in range(rounds + 1):
+        step()
+        found: dict[str, float] = {}
+        for save in (save_theirs, save_ours) if number % 2 else (save_ours, save_theirs):
+            found |= save()
+        if number:  # the first one is a warm-up of both
+            rows.append(found)
 
     def segment(*, saving: bool) -> float:
         def steps() -> None:
@@ -123,10 +147,11 @@ def main(stage: int, folder: Path, rounds: int, segments: int) -> None:
 
     pairs = []
     for number in range(segments):
+        have_pages()
         order = (True, False) if number % 2 else (False, True)
-        found = {saving: segment(saving=saving) for saving in order}
+        times = {saving: segment(saving=saving) for saving in order}
         saver.finish()
-        pairs.append({"without": found[False], "with": found[True]})
+        pairs.append({"without": times[False], "with": times[True]})
     saver.close()
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in model.parameters())
     if rank == 0:
