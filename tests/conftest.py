@@ -7,6 +7,7 @@ library's own pools start some that nobody can join. Only tasks of event loops t
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from asyncio import runners
@@ -25,6 +26,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],  # the same reason as for the deadline
 )
 settings.load_profile("house")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell: children would inherit that Ctrl-C is ignored, and some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
