@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.spec import load_file, parse_text
 
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
-MAKE = re.compile(r"(?:^\$ |`)make (?:-k )?([a-z][a-z-]*)", re.MULTILINE)
+MAKE = re.compile(r"(?:^\$ |`)make (?:-k )?([a-z][a-z_-]*)", re.MULTILINE)
 YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
