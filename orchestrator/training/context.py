@@ -40,7 +40,7 @@ from orchestrator.training.cadence import Cadence
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.reporting import Reporter, StepReports
 from orchestrator.training.run_state import RANGES, RunState
-from orchestrator.training.saving import Part, Saved, Saver, all_refused, retention, stored
+from orchestrator.training.saving import Part, Saver, all_refused, retention, stored, teller
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,7 +179,7 @@ class Context:
         the first. Memory: one copy of the state a rank.
         """
         run_state = None if engine is None else self._run_state(engine)
-        acknowledge = self._acknowledger(self._covers_ns, self._wish)
+        acknowledge = teller(self._reporter, covers_ns=self._covers_ns, wish=self._wish, best=False)
         self._saver.save(self.step, lambda: self._parts(state, run_state), acknowledge)
         self._save_wanted = False
         self._cadence.saved()
@@ -274,24 +274,6 @@ class Context:
                 RunState(self._torch, self._peers, self._store, attached, facts, {}, frozen_once=False),
             )
         return self._engine[1]
-
-    def _acknowledger(self, covers_ns: int, wish: int) -> Callable[[Saved], None]:
-        def acknowledge(saved: Saved) -> None:
-            manifest = saved.listed.manifest
-            assert manifest is not None
-            self._reporter.first(
-                "checkpoint",
-                step=manifest.global_step,
-                uri=saved.listed.uri,
-                bytes=manifest.total_bytes,
-                seconds=saved.seconds,
-                stall_seconds=saved.stall_seconds,
-                covers_ns=covers_ns,
-                wish=wish,
-                best=False,
-            )
-
-        return acknowledge
 
     def _newest(self) -> storage.Listed | None:
         def look() -> tuple[storage.Listed | None, list[storage.Listed]]:

@@ -23,6 +23,7 @@ from orchestrator.spec.models import Checkpoint
 from orchestrator.storage import is_full
 from orchestrator.training.agreement import Peers
 from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.reporting import Reporter
 
 T = TypeVar("T")
 Content = Iterable[memoryview | bytes]
@@ -50,6 +51,27 @@ class Saved:
     listed: storage.Listed
     seconds: float
     stall_seconds: float
+
+
+def teller(reporter: Reporter, *, covers_ns: int, wish: int, best: bool) -> Callable[[Saved], None]:
+    """What tells the controller of a checkpoint once it is durable."""
+
+    def tell(saved: Saved) -> None:
+        manifest = saved.listed.manifest
+        assert manifest is not None
+        reporter.first(
+            "checkpoint",
+            step=manifest.global_step,
+            uri=saved.listed.uri,
+            bytes=manifest.total_bytes,
+            seconds=saved.seconds,
+            stall_seconds=saved.stall_seconds,
+            covers_ns=covers_ns,
+            wish=wish,
+            best=best,
+        )
+
+    return tell
 
 
 @dataclass

@@ -34,7 +34,7 @@ from orchestrator.training.order import SampleOrder, micro_batches, share
 from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import Reporter
 from orchestrator.training.run_state import RANGES, RunState
-from orchestrator.training.saving import Part, Saved, Saver, as_worker_failure, retention, stored
+from orchestrator.training.saving import Part, Saver, as_worker_failure, retention, stored, teller
 from orchestrator.training.schedule import learning_rate, warmup_steps
 from orchestrator.training.sources import read_rows
 
@@ -481,22 +481,7 @@ class Trainer:
             progress.reports.kept.clear()
             return parts, facts
 
-        def acknowledge(saved: Saved) -> None:
-            manifest = saved.listed.manifest
-            assert manifest is not None
-            reporter.first(
-                "checkpoint",
-                step=manifest.global_step,
-                uri=saved.listed.uri,
-                bytes=manifest.total_bytes,
-                seconds=saved.seconds,
-                stall_seconds=saved.stall_seconds,
-                covers_ns=covers_ns,
-                wish=wish,
-                best=best,
-            )
-
-        self.saver.save(progress.step, prepare, acknowledge)
+        self.saver.save(progress.step, prepare, teller(reporter, covers_ns=covers_ns, wish=wish, best=best))
         self.cadence.saved()
 
     # ---- the end
