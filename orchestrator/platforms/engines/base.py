@@ -39,6 +39,9 @@ class Wishes(NamedTuple):
     """Save, and return."""
     checkpoint_every_seconds: float | None = None
     """When `spec.checkpoint.every` is Auto: the time from one checkpoint to the next."""
+    regroup: bool = False
+    """Keep the state of the coming step in memory, and return "Regrouped": the gang goes on in another shape. Wished by
+    an elastic engine itself, never through a `WishBoard`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,28 @@ class RunRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     cadence: Cadence | None = None
     """What the gang begins with; None unless `spec.checkpoint.every` is Auto."""
+    min_workers: int | None = None
+    """The fewest workers that an elastic attempt goes on with; None: `workers`, a gang of one size."""
+    allowed: tuple[int, ...] = ()
+    """Numbers of workers that the batch divides over, ascending, within min_workers..workers; empty: any of them."""
+    elastic: bool = False
+    """The attempt outlives the loss of its workers, by another world inside it. Without, the first loss ends it. Engines
+    that cannot do it run a gang of `workers` and end at the first loss."""
 
     @property
     def world_size(self) -> int:
-        return self.workers * max(1, self.gpus_per_worker)
+        return self.workers * self.ranks_per_worker
+
+    @property
+    def ranks_per_worker(self) -> int:
+        return max(1, self.gpus_per_worker)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of workers that a world of this attempt may have, ascending; `workers` is the last."""
+        fewest = self.workers if self.min_workers is None else self.min_workers
+        within = {n for n in self.allowed or range(fewest, self.workers + 1) if fewest <= n <= self.workers}
+        return tuple(sorted(within | {self.workers}))
 
 
 @dataclass(frozen=True, slots=True)
