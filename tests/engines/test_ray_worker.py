@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.domain.clock import ManualClock
 from orchestrator.platforms.engines.base import Wishes
-from orchestrator.platforms.engines.ray_worker import MAX_KEPT_LINES, RayLink, Tee, classify
+from orchestrator.platforms.engines.rank import Tee, classify
+from orchestrator.platforms.engines.ray_worker import MAX_KEPT_LINES, RayLink
 
 
 class Driver:

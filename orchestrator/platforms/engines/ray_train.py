@@ -71,7 +71,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from orchestrator.platforms.engines import ray_worker
 from orchestrator.platforms.engines.base import Events, Listener, Outcome, RunRequest, WishBoard, Wishes
-from orchestrator.platforms.engines.ray_worker import DriverGone, Exchange, RankFailed
+from orchestrator.platforms.engines.rank import RankFailed
+from orchestrator.platforms.engines.ray_worker import DriverGone, Exchange
 
 POLL_SECONDS = 0.5
 """Between two looks at the workers. Bounds how late an end is seen; a look costs one small call a worker."""
