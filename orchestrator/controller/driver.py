@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.controller.secrecy import Redactor
-from orchestrator.domain.clock import Clock
+from orchestrator.domain.clock import Clock, to_rfc3339
 from orchestrator.domain.errors import OrchestrateError
 from orchestrator.platforms.engines.base import Cadence, Engine, Events, Outcome, RunRequest, WishBoard
 
@@ -66,7 +66,7 @@ class Driver:
             if request.attempt <= self._attempt:
                 return
             self._attempt = request.attempt
-            self._wishes = WishBoard(request.cadence)
+            self._wishes = WishBoard(request.cadence, request.size)
             before = self._thread
             self._thread = threading.Thread(
                 target=self._run, args=(request, self._wishes, before), name=f"attempt-{request.attempt}", daemon=True
@@ -88,6 +88,12 @@ class Driver:
         with self._changed:
             if attempt == self._attempt:
                 self._wishes.wish_cadence(cadence)
+
+    def wish_size(self, attempt: int, workers: int) -> None:
+        """One for an attempt that this driver has not begun is not needed: its request brings it."""
+        with self._changed:
+            if attempt == self._attempt:
+                self._wishes.wish_size(workers)
 
     def kill(self, attempt: int) -> None:
         with self._changed:
@@ -143,8 +149,12 @@ class Driver:
         for event in events:
             if event["kind"] == "log":
                 self._write_log(f"rank-{event['rank']}", attempt, event["lines"])
-            else:
-                kept.append(event)
+                continue
+            if event["kind"] == "hung" and event.get("stack"):
+                lines = [f"stands still; its stack at {to_rfc3339(int(event['at_ns']))}:", *event["stack"].splitlines()]
+                self._write_log(f"rank-{event['rank']}", attempt, lines)
+                event = {name: value for name, value in event.items() if name != "stack"}
+            kept.append(event)
         if not kept:
             return
         with self._changed:

@@ -71,6 +71,10 @@ class DriverHost(Protocol):
         """From now on the gang saves so often. Twice, or late, is harmless."""
         ...
 
+    def wish_size(self, uid: str, attempt: int, workers: int) -> None:
+        """From now on the gang is to have so many workers, when there is room. Twice is harmless."""
+        ...
+
     def kill(self, uid: str, attempt: int) -> None: ...
 
     def acknowledge(self, uid: str, driver_id: str, seq: int) -> None:
@@ -129,6 +133,10 @@ class LocalHost:
     def wish_cadence(self, uid: str, attempt: int, cadence: Cadence) -> None:
         if (driver := self._driver(uid)) is not None:
             driver.wish_cadence(attempt, cadence)
+
+    def wish_size(self, uid: str, attempt: int, workers: int) -> None:
+        if (driver := self._driver(uid)) is not None:
+            driver.wish_size(attempt, workers)
 
     def kill(self, uid: str, attempt: int) -> None:
         if (driver := self._driver(uid)) is not None:

@@ -87,6 +87,9 @@ class DriverActor:
     def wish_cadence(self, attempt: int, cadence: Cadence) -> None:
         self._driver.wish_cadence(attempt, cadence)
 
+    def wish_size(self, attempt: int, workers: int) -> None:
+        self._driver.wish_size(attempt, workers)
+
     def kill(self, attempt: int) -> None:
         self._driver.kill(attempt)
 
@@ -155,6 +158,9 @@ class RayHost:
 
     def wish_cadence(self, uid: str, attempt: int, cadence: Cadence) -> None:
         self._tasks.put(lambda: self._tell(uid, "wish_cadence", attempt, cadence))
+
+    def wish_size(self, uid: str, attempt: int, workers: int) -> None:
+        self._tasks.put(lambda: self._tell(uid, "wish_size", attempt, workers))
 
     def kill(self, uid: str, attempt: int) -> None:
         self._tasks.put(lambda: self._tell(uid, "kill", attempt))

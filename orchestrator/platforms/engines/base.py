@@ -68,6 +68,8 @@ class RunRequest:
     elastic: bool = False
     """The attempt outlives the loss of its workers, by another world inside it. Without, the first loss ends it. Engines
     that cannot do it run a gang of `workers` and end at the first loss."""
+    size: int = 0
+    """The number of workers that is wished for when the attempt begins (see `WishBoard.size`); 0: `workers`."""
 
     @property
     def world_size(self) -> int:
@@ -97,11 +99,12 @@ class Outcome:
 class WishBoard:
     """What the gang is asked for. Written by the driver, read by the engine's links; safe over threads."""
 
-    def __init__(self, cadence: Cadence | None = None) -> None:
+    def __init__(self, cadence: Cadence | None = None, size: int = 0) -> None:
         self._lock = threading.Lock()
         self._checkpoint = 0
         self._stop = False
         self._cadence = cadence
+        self._size = size
 
     def wish_checkpoint(self) -> None:
         """One more `save now` request."""
@@ -118,6 +121,17 @@ class WishBoard:
         with self._lock:
             if self._cadence is None or cadence.number > self._cadence.number:
                 self._cadence = cadence
+
+    def wish_size(self, workers: int) -> None:
+        """Train with so many workers from now on, when there is room; fewer will do. For an elastic engine alone."""
+        with self._lock:
+            self._size = workers
+
+    @property
+    def size(self) -> int:
+        """The number of workers that is wished for; 0 when nobody wished."""
+        with self._lock:
+            return self._size
 
     def read(self) -> Wishes:
         with self._lock:
