@@ -1,4 +1,7 @@
-"""Slices of parameters out of a checkpoint, whatever world wrote it; every block that is touched is verified.
+"""Slices of parameters out of files with fragments, whatever world wrote them; every block that is touched is verified.
+
+The files are those of a checkpoint, or the shards of a world that is gone, in the memory of its nodes: where bytes come
+from is the `Source`'s business.
 
 Blocks that lie wholly inside a slice are read straight to where they belong and hashed there. The block at either end is
 read whole, verified, and kept for a while, since the next slice often begins where this one ended. Nothing else of a file is
@@ -10,13 +13,13 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from orchestrator.domain.errors import CorruptCheckpoint
 from orchestrator.storage.hashing import BLOCK_BYTES, is_block
-from orchestrator.storage.manifest import ITEM_BYTES, FileEntry, Fragment, Manifest
+from orchestrator.storage.manifest import ITEM_BYTES, FileEntry, Fragment
 from orchestrator.storage.verification import Source, damaged
 
 _KEPT_BLOCKS = 16
@@ -27,16 +30,27 @@ _OLDER = "restore from an older checkpoint"
 class RangeReader:
     """Reads elements of parameters. Safe to use from several threads; close it, or use it as a context."""
 
-    def __init__(self, uri: str, manifest: Manifest, places: Mapping[str, str], source: Source) -> None:
+    def __init__(
+        self,
+        uri: str,
+        files: Iterable[FileEntry],
+        fragments: Iterable[Fragment],
+        places: Mapping[str, str],
+        source: Source,
+        *,
+        hint: str = _OLDER,
+    ) -> None:
+        """`uri` names the whole in messages, and `hint` says what to do; `places`: where `source` has the files, by path."""
         self._uri = uri
+        self._hint = hint
         self._places = places
         self._source = source
-        self._entries = {entry.path: entry for entry in manifest.files}
+        self._entries = {entry.path: entry for entry in files}
         self._fragments: dict[tuple[str, str], list[Fragment]] = {}
-        for fragment in manifest.fragments:
+        for fragment in fragments:
             self._fragments.setdefault((fragment.name, fragment.kind), []).append(fragment)
-        for fragments in self._fragments.values():
-            fragments.sort(key=lambda fragment: fragment.start)
+        for held in self._fragments.values():
+            held.sort(key=lambda fragment: fragment.start)
         self._kinds: dict[str, set[str]] = {}
         for name, kind in self._fragments:
             self._kinds.setdefault(name, set()).add(kind)
@@ -61,7 +75,7 @@ class RangeReader:
             pool.shutdown(wait=True)
 
     def kinds(self, name: str) -> frozenset[str]:
-        """Kinds of state that the checkpoint has of a parameter; empty for a parameter that it does not know."""
+        """Kinds of state that there are of a parameter; empty for a parameter that is not known."""
         return frozenset(self._kinds.get(name, ()))
 
     def dtype(self, name: str, kind: str) -> str:
@@ -133,7 +147,7 @@ class RangeReader:
         return fragments
 
     def _refuse(self, why: str) -> CorruptCheckpoint:
-        return CorruptCheckpoint(f"{self._uri}: {why}", hint=_OLDER)
+        return CorruptCheckpoint(f"{self._uri}: {why}", hint=self._hint)
 
     def read_blocks(self, entry: FileEntry, number: int, out: memoryview) -> None:
         """Read whole blocks from `number` on into `out` and verify them."""

@@ -150,7 +150,8 @@ class Store(ABC):
                 f"{listed.uri} cannot be read: {listed.why}", hint="restore from an older checkpoint"
             )
         places = {entry.path: place_of(listed.name, entry) for entry in listed.manifest.files}
-        return RangeReader(listed.uri, listed.manifest, places, self._source())
+        manifest = listed.manifest
+        return RangeReader(listed.uri, manifest.files, manifest.fragments, places, self._source())
 
     def _entry(self, listed: Listed, path: str) -> FileEntry:
         for entry in listed.manifest.files if listed.manifest else ():

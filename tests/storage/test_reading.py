@@ -225,9 +225,10 @@ def test_a_slice_of_a_damaged_block_is_refused_and_others_are_read(sliced: tuple
         store.verify(str(folder)).why
     )
     (folder / "large.bin").write_bytes((folder / "large.bin").read_bytes()[:BLOCK_BYTES])
+    facts = facts_of(store)
     with (
         storage.RangeReader(
-            "there", facts_of(store), {"large.bin": "step-00000001/large.bin"}, store._source()
+            "there", facts.files, facts.fragments, {"large.bin": "step-00000001/large.bin"}, store._source()
         ) as ranges,
         pytest.raises(StorageError, match=r"large\.bin ends after"),
     ):
