@@ -14,8 +14,11 @@ from orchestrator.domain.quantities import format_bytes
 from orchestrator.planning.batch import Batch, allowed_world_sizes, divide
 from orchestrator.planning.stage import StageChoice, choose_stage
 from orchestrator.spec.models import Checkpoint, TrainingJob, Workers
+from orchestrator.spec.sizes import allowed_sizes
 
 DECIDED_BY_HARDWARE = "decided by the worker's hardware"
+SIZES_SHOWN = 16
+"""Most allowed sizes that a terminal is shown one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +32,33 @@ class Creation:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """One number of workers that the job may have, and how the global batch is computed then."""
+
+    workers: int
+    world_size: int
+    batch: Batch | None
+    """None: the user's own function decides."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a job would be. None in a field: the user's own code or the data decides."""
 
     namespace: str
     name: str
     workers: int
+    """The most that the job may have."""
+    sizes: tuple[Size, ...]
+    """Every number of workers that the job may have, ascending; one for a job that does not change its size."""
     gpus_per_worker: int
     cpus_per_worker: int
     memory_bytes_per_worker: int | None
     world_size: int
     batch: Batch | None
     other_batches: tuple[Batch, ...]
-    """The same global batch at each other world size, up to twice this one and at least to 8, that can go on from a
-    checkpoint of this job. Sizes that do not divide it are not there."""
+    """The same global batch at each other world size, up to twice this one and at least to 8, that a job of another size
+    can go on with from a checkpoint of this one. Sizes that do not divide it are not there."""
     stage: StageChoice | None
     total_steps: int | None
     epochs: int | None
@@ -65,11 +81,21 @@ class Plan:
             "name": self.name,
             "workers": {
                 "count": self.workers,
+                "min": self.sizes[0].workers,
                 "gpus": self.gpus_per_worker,
                 "cpus": self.cpus_per_worker,
                 "memoryBytes": self.memory_bytes_per_worker,
             },
             "worldSize": self.world_size,
+            "allowedSizes": [
+                {
+                    "workers": size.workers,
+                    "worldSize": size.world_size,
+                    "micro": None if size.batch is None else size.batch.micro_batch,
+                    "accumulation": None if size.batch is None else size.batch.accumulation,
+                }
+                for size in self.sizes
+            ],
             "batch": None
             if self.batch is None
             else {
@@ -98,12 +124,17 @@ class Plan:
         size = f"{_count(self.cpus_per_worker, 'CPU core')}{memory}"
         if self.gpus_per_worker:
             size = f"{_count(self.gpus_per_worker, 'GPU')}, {size}"
-        yield "Workers", f"{self.workers} x ({size})"
-        yield "World size", _count(self.world_size, "rank")
+        elastic = len(self.sizes) > 1
+        count = f"{self.sizes[0].workers} to {self.workers}" if elastic else f"{self.workers}"
+        yield "Workers", f"{count} x ({size})"
+        yield "World size", f"up to {_count(self.world_size, 'rank')}" if elastic else _count(self.world_size, "rank")
+        if elastic:
+            yield from self._size_rows()
         if self.batch is None:
             yield "Batch", "decided by your own function"
         else:
-            yield "Batch", str(self.batch)
+            if not elastic:
+                yield "Batch", str(self.batch)
             sizes = ", ".join(str(other.world_size) for other in self.other_batches)
             yield "Resumes on", f"{sizes} ranks as well, with the same global batch" if sizes else "this size only"
         if self.stage is not None:
@@ -112,6 +143,19 @@ class Plan:
         yield "Steps", self._steps()
         yield "Precision", self.precision
         yield "Capacity", self.capacity_mode
+
+    def _size_rows(self) -> Iterator[tuple[str, str]]:
+        """`1 worker: 32 = 1 rank x micro-batch 32 x accumulation 1`, a line each."""
+        shown = self.sizes if len(self.sizes) <= SIZES_SHOWN else (*self.sizes[: SIZES_SHOWN - 1], self.sizes[-1])
+        if all(size.batch is None for size in self.sizes):
+            gapless = len(self.sizes) == self.workers - self.sizes[0].workers + 1
+            listed = ", ".join(str(size.workers) for size in shown)
+            yield "Sizes", f"every number from {self.sizes[0].workers} to {self.workers}" if gapless else listed
+            return
+        for index, size in enumerate(shown):
+            if index == len(shown) - 1 and len(shown) < len(self.sizes):
+                yield "", f"and {len(self.sizes) - len(shown)} more, up to"
+            yield "" if index else "Sizes", f"{_count(size.workers, 'worker')}: {size.batch}"
 
     def _steps(self) -> str:
         if self.total_steps is not None:
@@ -127,21 +171,29 @@ def plan(job: TrainingJob) -> Plan:
     workers = spec.workers
     built_in = spec.entrypoint is None
     micro = spec.training.micro_batch_size
+    fixed_micro = micro if isinstance(micro, int) else None
     batch = stage = None
     others: tuple[Batch, ...] = ()
-    if built_in:
-        batch = divide(spec.training.global_batch_size, workers.world_size, micro if isinstance(micro, int) else None)
-        stage = choose_stage(spec.deepspeed, workers.world_size)
-        others = tuple(_other_batches(batch, micro if isinstance(micro, int) else None))
+    sizes = tuple(
+        Size(count, ranks, divide(spec.training.global_batch_size, ranks, fixed_micro) if built_in else None)
+        for count in allowed_sizes(spec) or (workers.max,)
+        for ranks in (count * workers.ranks_per_worker,)
+    )
+    largest = sizes[-1]
+    if largest.batch is not None:
+        batch = largest.batch
+        stage = choose_stage(spec.deepspeed, largest.world_size)
+        others = tuple(_other_batches(batch, fixed_micro))
     precision = "Auto" if spec.model is None else spec.model.precision
     return Plan(
         namespace=job.metadata.namespace,
         name=job.metadata.name,
-        workers=workers.max,
+        workers=largest.workers,
+        sizes=sizes,
         gpus_per_worker=workers.gpus,
         cpus_per_worker=workers.cpus,
         memory_bytes_per_worker=workers.memory_bytes,
-        world_size=workers.world_size,
+        world_size=largest.world_size,
         batch=batch,
         other_batches=others,
         stage=stage,
@@ -150,7 +202,7 @@ def plan(job: TrainingJob) -> Plan:
         precision=DECIDED_BY_HARDWARE if precision == "Auto" else precision,
         capacity_mode=spec.capacity.mode,
         suspended=spec.suspend,
-        creations=tuple(_creations(job, workers)),
+        creations=tuple(_creations(job, workers, sizes[0].workers, largest.workers)),
     )
 
 
@@ -161,14 +213,15 @@ def _other_batches(batch: Batch, micro_batch: int | None) -> Iterator[Batch]:
             yield divide(batch.global_batch, size, micro_batch)
 
 
-def _creations(job: TrainingJob, workers: Workers) -> Iterator[Creation]:
+def _creations(job: TrainingJob, workers: Workers, fewest: int, most: int) -> Iterator[Creation]:
     name = job.metadata.name
     yield Creation("driver", f"{name}-driver", "starts the gang and relays its progress")
     ranks = _count(max(1, workers.gpus), "rank")
-    for index in range(min(workers.max, 8)):
-        yield Creation("worker", f"{name}-worker-{index}", ranks)
-    if workers.max > 8:
-        yield Creation("worker", f"{name}-worker-8 to {name}-worker-{workers.max - 1}", f"{ranks} each")
+    for index in range(min(most, 8)):
+        yield Creation("worker", f"{name}-worker-{index}", ranks if index < fewest else f"{ranks}, while there is room")
+    if most > 8:
+        room = "" if fewest == most else f"; those from {name}-worker-{fewest} on while there is room"
+        yield Creation("worker", f"{name}-worker-8 to {name}-worker-{most - 1}", f"{ranks} each{room}")
     yield Creation("folder", "$ORCHESTRATE_HOME/jobs/<uid>", "run folder: logs, result")
     where = job.spec.checkpoint.uri or "$ORCHESTRATE_HOME/jobs/<uid>/checkpoints"
     every = job.spec.checkpoint.every

@@ -16,6 +16,7 @@ from orchestrator.spec.deepspeed_keys import PRESETS, deepspeed_findings
 from orchestrator.spec.document import Path, dotted
 from orchestrator.spec.fields import nearest
 from orchestrator.spec.models import Data, Model, TrainingJob
+from orchestrator.spec.sizes import LARGEST_ELASTIC_GANG, allowed_sizes, batch_unit, divides, wanted_sizes
 from orchestrator.spec.uris import scheme_of, uri_fault
 from orchestrator.spec.validation import Finding, touches
 from orchestrator.spec.values import shown
@@ -74,22 +75,88 @@ def _bounds_of_workers(job: TrainingJob) -> Iterator[Finding]:
     path = ("spec", "workers", "min")
     if workers.min > workers.max:
         yield Finding(path, f"{workers.min} exceeds spec.workers.max ({workers.max})", "lower it or raise max")
-    elif workers.min < workers.max:
-        what = f"{workers.min} differs from spec.workers.max ({workers.max}), and a changing number of workers is not available in this version"
-        yield Finding(path, what, "give both the same number (planned: elastic workers)")
+    elif workers.elastic and workers.max > LARGEST_ELASTIC_GANG:
+        what = f"{workers.max:,} workers are more than a gang that changes its size can have ({LARGEST_ELASTIC_GANG:,})"
+        yield Finding(("spec", "workers", "max"), what, "lower it, or write the same number into min")
 
 
-@_check("spec.workers.allowedSizes")
-def _allowed_sizes(job: TrainingJob) -> Iterator[Finding]:
-    if isinstance(job.spec.workers.allowed_sizes, list):
-        path = ("spec", "workers", "allowedSizes")
-        yield Finding(path, "a list of sizes is not available in this version", "remove it (planned: elastic workers)")
+@_check(
+    "spec.workers.min",
+    "spec.workers.max",
+    "spec.workers.gpus",
+    "spec.workers.allowedSizes",
+    "spec.training.globalBatchSize",
+    "spec.training.microBatchSize",
+    "spec.entrypoint",
+)
+def _sizes_of_a_list(job: TrainingJob) -> Iterator[Finding]:
+    spec, workers = job.spec, job.spec.workers
+    if not isinstance(workers.allowed_sizes, list) or workers.min > workers.max:
+        return
+    seen: set[int] = set()
+    for index, size in enumerate(workers.allowed_sizes):
+        path = ("spec", "workers", "allowedSizes", index)
+        if size in seen:
+            yield Finding(path, f"{size} is given twice", "keep one of them")
+        elif not workers.min <= size <= workers.max:
+            what = f"{size} lies outside spec.workers.min ({workers.min}) and max ({workers.max})"
+            yield Finding(path, what, "remove it, or change min or max")
+        elif not divides(spec, size):
+            ranks = _count(size * workers.ranks_per_worker, "rank")
+            what = f"{_count(size, 'worker')} ({ranks}) {'does' if size == 1 else 'do'} not divide {_batch(job)}"
+            near = _near(spec.training.global_batch_size, [batch_unit(spec, size)])
+            yield Finding(path, what, f"remove it, or write a globalBatchSize of {near}")
+        seen.add(size)
+
+
+@_check("spec.training.globalBatchSize", "spec.training.microBatchSize", "spec.workers", "spec.entrypoint")
+def _a_size_is_allowed(job: TrainingJob) -> Iterator[Finding]:
+    """For jobs that may change their size, and for fixed gangs whose size is no power of two."""
+    spec, workers, training = job.spec, job.spec.workers, job.spec.training
+    too_large = workers.elastic and workers.max > LARGEST_ELASTIC_GANG
+    if isinstance(workers.allowed_sizes, list) or workers.min > workers.max or too_large:
+        return
+    wanted = list(wanted_sizes(workers))
+    if not wanted:
+        what = f"there is no power of two from spec.workers.min ({workers.min}) to max ({workers.max})"
+        yield Finding(("spec", "workers", "allowedSizes"), what, "change min or max, or write Auto")
+    if not wanted or not workers.elastic or allowed_sizes(spec):
+        return
+    sizes = f"{wanted[0]} to {_count(wanted[-1], 'worker')}"
+    micro, batch = training.micro_batch_size, training.global_batch_size
+    freed = [size for size in wanted if batch % (size * workers.ranks_per_worker) == 0]
+    if isinstance(micro, int) and freed:
+        shares = [batch // (size * workers.ranks_per_worker) for size in freed]
+        better = max(
+            part for part in range(1, min(micro, max(shares), 10_000) + 1) if any(s % part == 0 for s in shares)
+        )
+        what = f"{micro} divides the share of a rank at none of the sizes from {sizes}"
+        yield Finding(("spec", "training", "microBatchSize"), what, f"write {better}, or Auto")
+        return
+    what = f"{batch} divides at none of the sizes from {sizes}"
+    if workers.ranks_per_worker > 1:
+        what += f" of {workers.ranks_per_worker} ranks"
+    near = _near(batch, [batch_unit(spec, size) for size in wanted])
+    yield Finding(("spec", "training", "globalBatchSize"), what, f"write {near}, or allow other sizes")
+
+
+def _batch(job: TrainingJob) -> str:
+    training = job.spec.training
+    micro = f" in micro-batches of {training.micro_batch_size}" if isinstance(training.micro_batch_size, int) else ""
+    return f"the global batch of {training.global_batch_size}{micro}"
+
+
+def _near(number: int, units: Sequence[int]) -> str:
+    """The nearest numbers below and above that one of the units divides."""
+    below = max((number // unit * unit for unit in units), default=0)
+    above = min(-(-number // unit) * unit for unit in units)
+    return f"{below} or {above}" if below else str(above)
 
 
 @_check("spec.training.globalBatchSize", "spec.training.microBatchSize", "spec.workers", "spec.entrypoint")
 def _batch_divides(job: TrainingJob) -> Iterator[Finding]:
     training, workers = job.spec.training, job.spec.workers
-    if workers.min != workers.max or job.spec.entrypoint is not None:
+    if workers.min != workers.max or isinstance(workers.allowed_sizes, list) or job.spec.entrypoint is not None:
         return
     batch, ranks = training.global_batch_size, workers.world_size
     path = ("spec", "training", "globalBatchSize")

@@ -384,7 +384,11 @@ class Runtime(Part):
 class Workers(Part):
     """How many workers, and how large each is. A worker is one slot (one pod) with `gpus` ranks, or one rank without GPUs."""
 
-    min: Count = Field(default=1, description="Smallest number of workers; equal to `max` where it is absent.")
+    min: Count = Field(
+        default=1,
+        description="Smallest number of workers; equal to `max` where it is absent. Below `max` the job is elastic: it "
+        "starts when `min` workers have room, and workers may come and go while it trains.",
+    )
     max: Count = Field(default=1, description="Largest number of workers; equal to `min` where it is absent.")
     gpus: CountOrZero = Field(default=0, description="GPUs of one worker; 0 trains on the CPU.")
     cpus: Count = Field(default=1, description="CPU cores of one worker.")
@@ -398,8 +402,8 @@ class Workers(Part):
     )
     allowed_sizes: AllowedSizes = Field(
         default="Auto",
-        description="Numbers of workers that are allowed between `min` and `max`.",
-        json_schema_extra={"x-planned-values": {"PowerOfTwo": "elastic workers"}},
+        description="Numbers of workers that are allowed between `min` and `max`: Auto takes all that the global batch "
+        "divides over exactly, PowerOfTwo those of them that are powers of two, a list names them.",
     )
 
     @model_validator(mode="before")
@@ -418,9 +422,18 @@ class Workers(Part):
         return None if self.memory is None else parse_bytes(self.memory)
 
     @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min < self.max
+
+    @property
+    def ranks_per_worker(self) -> int:
+        return max(1, self.gpus)
+
+    @property
     def world_size(self) -> int:
         """Ranks when all `max` workers run: workers x max(1, gpus)."""
-        return self.max * max(1, self.gpus)
+        return self.max * self.ranks_per_worker
 
 
 _SPOT = "spot capacity"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.errors import InvalidSpec
 from orchestrator.planning.plan import DECIDED_BY_HARDWARE, plan
 from orchestrator.planning.stage import choose_stage
 from orchestrator.spec import parse_text, templates
@@ -149,3 +150,73 @@ def test_planning_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
+
+
+def elastic(workers: str, more: str = "") -> str:
+    return JOB.replace("{min: 2, gpus: 2, cpus: 4, memory: 16Gi}", workers) + more
+
+
+def test_an_elastic_job_shows_each_size_with_its_batch() -> None:
+    """Every allowed number of workers has a line with its micro-batch and accumulation; those that the batch does not
+    divide over are not there, and the largest that is allowed stands for the job."""
+    made = plan(parse_text(elastic("{min: 1, max: 6, gpus: 2}")))
+    assert [row for row in made.lines() if "worker:" in row or "workers:" in row] == [
+        "Sizes       1 worker: 64 = 2 ranks x micro-batch 32 x accumulation 1",
+        "            2 workers: 64 = 4 ranks x micro-batch 16 x accumulation 1",
+        "            4 workers: 64 = 8 ranks x micro-batch 8 x accumulation 1",
+    ]
+    assert (made.workers, made.world_size) == (4, 8)
+    document = made.to_dict()
+    assert document["workers"]["min"] == 1
+    assert document["workers"]["count"] == 4
+    assert document["allowedSizes"][0] == {"workers": 1, "worldSize": 2, "micro": 32, "accumulation": 1}
+    assert sum("while there is room" in line for line in made.lines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("workers", "sizes"),
+    [
+        ("{min: 1, max: 8}", [1, 2, 4, 8]),
+        ("{min: 3, max: 40}", [4, 8, 16, 32]),
+        ("{min: 1, max: 40, allowedSizes: [2, 32]}", [2, 32]),
+        ("{min: 2, max: 2, allowedSizes: [2]}", [2]),
+        ("{min: 2, max: 8, gpus: 3, allowedSizes: Auto}", None),
+    ],
+)
+def test_allowed_sizes_are_those_that_divide_the_batch(workers: str, sizes: list[int] | None) -> None:
+    """Auto takes every size that divides the batch of 64, a list those it names; where none is left the file is refused."""
+    if sizes is None:
+        with pytest.raises(InvalidSpec, match="write 63 or 66"):
+            parse_text(elastic(workers))
+        return
+    assert [size.workers for size in plan(parse_text(elastic(workers))).sizes] == sizes
+
+
+@pytest.mark.parametrize(
+    ("workers", "line"),
+    [
+        ("{min: 2, max: 6}", "Sizes       every number from 2 to 6"),
+        ("{min: 2, max: 6, allowedSizes: PowerOfTwo}", "Sizes       2, 4"),
+    ],
+)
+def test_a_function_of_the_users_takes_any_size(workers: str, line: str) -> None:
+    """Where the user's own function trains, its batch is its own, and sizes are not left out for it."""
+    text = f"""apiVersion: orchestrate.dev/v1alpha1
+kind: TrainingJob
+metadata: {{name: mine}}
+spec:
+  entrypoint: {{function: "mine:train"}}
+  workers: {workers}
+"""
+    made = plan(parse_text(text))
+    assert line in made.lines()
+    assert made.to_dict()["allowedSizes"][0]["micro"] is None
+    assert made.batch is None
+
+
+def test_many_sizes_are_cut_short() -> None:
+    """Of very many sizes a terminal shows the first ones and the largest; the JSON document has them all."""
+    made = plan(parse_text(elastic("{min: 1, max: 10000}").replace("globalBatchSize: 64", "globalBatchSize: 55440")))
+    shown = [line for line in made.lines() if "micro-batch" in line]
+    assert len(shown) == 16
+    assert len(made.to_dict()["allowedSizes"]) == len(made.sizes) > 50
