@@ -1,4 +1,5 @@
 """Writes the state of a checkpoint in the forms of other programs: a model folder of transformers, a folder of DeepSpeed.
+(torch's distributed checkpoints: `distributed_checkpoint`.)
 
 It reads checkpoints of this program (layout `ranges`, and the older `deepspeed`) as well as DeepSpeed's own folders, always
 by slices, so that memory does not grow with the model: a model folder needs one slice at a time, a DeepSpeed folder the
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 SLICE_ELEMENTS = 4 * 1024 * 1024
 SHARD_BYTES = 5_000_000_000
-SAFETENSORS, DEEPSPEED = "safetensors", "deepspeed"
+SAFETENSORS, DEEPSPEED, DCP = "safetensors", "deepspeed", "dcp"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MARK = "orchestrate.json"
 """A file of every export: says where it comes from, and that the folder may be replaced."""
@@ -52,7 +53,7 @@ _CODES = {
 }  # fmt: skip
 """Types by the names of the safetensors format."""
 _FLOATS = ("float32", "float16", "bfloat16")
-_KIND_OF = {TRAINED: MASTER, FROZEN: FROZEN, BUFFER: BUFFER}
+KIND_OF = {TRAINED: MASTER, FROZEN: FROZEN, BUFFER: BUFFER}
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's default `sub_group_size`."""
 FLAT_ALIGNMENT = 2
@@ -193,7 +194,7 @@ def export_model(
     masters as they are. Tied weights are written under each of their names. Raises Conflict and StorageError.
     """
     plan = _shards(source.parameters, dtype, shard_bytes)
-    with _written_aside(folder, force) as partial:
+    with written_aside(folder, force) as partial:
         for number, shard in enumerate(plan, start=1):
             _write_safetensors(partial / _shard_name(number, len(plan)), source, shard)
         if len(plan) > 1:
@@ -205,7 +206,7 @@ def export_model(
                     for tensor in shard
                 },
             }
-            _write_json(partial / "model.safetensors.index.json", index)
+            write_json(partial / "model.safetensors.index.json", index)
         about: dict[str, Any] = {}
         for name, read in source.model_files.items():
             content = read()
@@ -216,9 +217,9 @@ def export_model(
                 continue
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
-        _write_json(partial / MARK, about | _about(source, SAFETENSORS))
+        write_json(partial / MARK, about | provenance(source, SAFETENSORS))
     notes = [] if "config.json" in source.model_files else ["there is no config.json in it: the state holds none"]
-    return _exported(folder, notes)
+    return counted(folder, notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +277,12 @@ def _write_safetensors(path: Path, source: Source, tensors: Sequence[_Tensor]) -
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for tensor in ordered:
-            for piece in _elements(source, tensor.parameter, tensor.dtype):
+            for piece in elements(source, tensor.parameter, KIND_OF[tensor.parameter.role], tensor.dtype):
                 file.write(piece)
 
 
-def _elements(source: Source, parameter: storage.Parameter, dtype: str) -> Iterator[memoryview]:
-    """The elements of a parameter as `dtype`, slice by slice; a slice is valid until the next is asked for."""
-    kind = _KIND_OF[parameter.role]
+def elements(source: Source, parameter: storage.Parameter, kind: str, dtype: str) -> Iterator[memoryview]:
+    """One kind of a parameter as `dtype`, slice by slice; a slice is valid until the next is asked for."""
     held = source.ranges.dtype(parameter.name, kind)
     room = memoryview(bytearray(min(parameter.elements, SLICE_ELEMENTS) * storage.ITEM_BYTES[held]))
     for start in range(0, parameter.elements, SLICE_ELEMENTS):
@@ -340,7 +340,7 @@ def export_deepspeed(
     StorageError, and UsageError for what cannot be exported.
     """
     writer = _DeepSpeedWriter(source, world_size, stage, dtype)
-    with _written_aside(folder, force) as partial:
+    with written_aside(folder, force) as partial:
         tag = partial / f"global_step{writer.global_steps}"
         tag.mkdir()
         for rank in range(world_size if stage == 3 else 1):
@@ -352,8 +352,8 @@ def export_deepspeed(
             document = {"optimizer_state_dict": state, "ds_config": writer.config, "ds_version": writer.version}
             writer.save(document, tag / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         (partial / "latest").write_text(tag.name, encoding="utf-8")
-        _write_json(partial / MARK, _about(source, DEEPSPEED) | {"world_size": world_size, "stage": stage})
-    return _exported(folder, [])
+        write_json(partial / MARK, provenance(source, DEEPSPEED) | {"world_size": world_size, "stage": stage})
+    return counted(folder, [])
 
 
 class _DeepSpeedWriter:
@@ -377,7 +377,7 @@ class _DeepSpeedWriter:
         order = {parameter.name: number for number, parameter in enumerate(source.parameters)}
         optimizer = source.scalars["optimizer"]
         self._groups = [sorted(group["members"], key=order.__getitem__) for group in optimizer["groups"]]
-        self._values = [_group_values(group["values"]) for group in optimizer["groups"]]
+        self._values = [group_values(group["values"]) for group in optimizer["groups"]]
         self._kinds = [[kind for kind in group["kinds"] if kind != MASTER] for group in optimizer["groups"]]
         steps = {name: optimizer["steps_of"].get(name, optimizer["steps"]) for name in self._by_name}
         self._steps = [[steps[name] for name in group] for group in self._groups]
@@ -407,7 +407,7 @@ class _DeepSpeedWriter:
         module: OrderedDict[str, Any] = OrderedDict()
         fragments: OrderedDict[str, Any] = OrderedDict()
         for parameter in self._source.parameters:
-            kind = _KIND_OF[parameter.role]
+            kind = KIND_OF[parameter.role]
             dtype = parameter.dtype if parameter.role == BUFFER else self.precision
             if partitioned and parameter.role != BUFFER:
                 tensor = torch.empty(0, dtype=getattr(torch, dtype))
@@ -585,7 +585,7 @@ class _DeepSpeedWriter:
         return {STEP: self._torch.tensor(float(step), dtype=self._torch.float32)}
 
 
-def _group_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def group_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """A param group as torch's optimizers keep it; how they compute is left to the engine that reads it."""
     made = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return made | {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
@@ -597,7 +597,7 @@ def _up(size: int, to: int) -> int:
 
 # --- how it is written -------------------------------------------------------------------------------------------------
 @contextmanager
-def _written_aside(folder: Path, force: bool) -> Iterator[Path]:
+def written_aside(folder: Path, force: bool) -> Iterator[Path]:
     """A folder to write into, that takes the place of `folder` when all went well. Raises Conflict, StorageError."""
     target = Path(os.path.abspath(folder))
     occupied = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
@@ -646,12 +646,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _exported(folder: Path, notes: Sequence[str]) -> Exported:
+def counted(folder: Path, notes: Sequence[str]) -> Exported:
+    """What lies in the folder of a finished export."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return Exported(folder, len(files), sum(path.stat().st_size for path in files), tuple(notes))
 
 
-def _about(source: Source, format_name: str) -> dict[str, Any]:
+def provenance(source: Source, format_name: str) -> dict[str, Any]:
+    """What the mark of an export says of it."""
     return {"exported_from": source.uri, "format": format_name, "step": source.step, "metrics": dict(source.metrics)}
 
 
@@ -659,5 +661,5 @@ def _json(document: Any) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any) -> None:
     path.write_bytes(_json(document))

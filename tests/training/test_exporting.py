@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from orchestrator import storage
 from orchestrator.domain.errors import Conflict, CorruptCheckpoint, NotFound, OrchestrateError, StorageError, UsageError
 from orchestrator.training import exporting
+from orchestrator.training.distributed_checkpoint import export_distributed
 from orchestrator.training.exporting import export_deepspeed, export_model, open_source
 from orchestrator.training.importing import read_deepspeed
 from tests.training.gang import Run, job, launch, write_reviews
@@ -321,6 +322,82 @@ def test_plain_deepspeed_opens_the_export_and_goes_on(tmp_path: Path) -> None:
         assert new["losses"] == pytest.approx(old["losses"], rel=1e-6 if dtype == "fp32" else 1e-3), name
         again = read_deepspeed(tmp_path / "exports" / name, groups=groups_of(before))
         assert again.parameters == read_deepspeed(tmp_path / dtype).parameters
+
+
+def test_torch_loads_the_distributed_checkpoint(store: storage.Store, tmp_path: Path) -> None:
+    """`torch.distributed.checkpoint.load` fills a model and an AdamW of another program, through torch's own names."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    def model_and_optimizer() -> tuple[Any, Any]:
+        model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+        groups: list[dict[str, Any]] = [
+            {"params": list(model[0].parameters()), "weight_decay": 0.5},
+            {"params": list(model[2].parameters())},
+        ]
+        return model, torch.optim.AdamW(groups, lr=0.25)
+
+    torch.manual_seed(1)
+    model, optimizer = model_and_optimizer()
+    for _ in range(3):
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    names = {id(p): name for name, p in model.named_parameters()}
+    parameters, tensors = [], {}
+    for name, p in model.named_parameters():
+        trained = any(p is one for group in optimizer.param_groups for one in group["params"])
+        parameters.append(storage.Parameter(name, tuple(p.shape), "float32", "trained" if trained else "frozen"))
+        tensors[name, "master" if trained else "frozen"] = p.detach()
+        tensors |= {(name, key): value for key, value in optimizer.state[p].items() if key != "step"}
+    for name, held in model.named_buffers():
+        parameters.append(storage.Parameter(name, tuple(held.shape), str(held.dtype).removeprefix("torch."), "buffer"))
+        tensors[name, "buffer"] = held
+    groups = [
+        {
+            "members": [names[id(p)] for p in group["params"]],
+            "kinds": ["exp_avg", "exp_avg_sq", "master"],
+            "values": {key: value for key, value in group.items() if key != "params"},
+        }
+        for group in optimizer.param_groups
+    ]
+    commit(store, parameters, tensors, {"optimizer": {"groups": groups, "steps": 3, "steps_of": {}}})
+    with closing(open_source(store.uri)) as source:
+        exported = export_distributed(source, tmp_path / "out")
+    other, another = model_and_optimizer()
+    for group in another.param_groups:
+        group["lr"] = 9.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weights, state = get_state_dict(other, another)
+        nested: dict[str, Any] = {"model": weights, "optimizer": state}
+        load(nested, checkpoint_id=exported.folder, no_dist=True)
+        set_state_dict(other, another, model_state_dict=nested["model"], optim_state_dict=nested["optimizer"])
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    assert [group["lr"] for group in another.param_groups] == [0.25, 0.25]
+    assert [group["weight_decay"] for group in another.param_groups] == [0.5, 0.01]
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        before, after = optimizer.state[p], another.state[q]
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_weights_of_a_distributed_checkpoint_are_of_the_wanted_type(store: storage.Store, tmp_path: Path) -> None:
+    """`dtype` rounds weights, never the optimizer's state."""
+    parameters = [storage.Parameter("a", (2, 3), "float32", "trained")]
+    tensors = {("a", kind): torch.rand(2, 3) for kind in ("master", "exp_avg")}
+    groups = [{"members": ["a"], "kinds": ["exp_avg", "master"], "values": {"lr": 0.5}}]
+    commit(store, parameters, tensors, {"optimizer": {"groups": groups, "steps": None, "steps_of": {}}})
+    with closing(open_source(store.uri)) as source:
+        export_distributed(source, tmp_path / "out", dtype="bfloat16")
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp_to_torch_save(tmp_path / "out", tmp_path / "one.pt")
+    found = torch.load(tmp_path / "one.pt", weights_only=False)
+    assert torch.equal(found["model"]["a"], tensors["a", "master"].bfloat16())
+    assert torch.equal(found["optimizer"]["state"]["a"]["exp_avg"], tensors["a", "exp_avg"])
+    assert found["optimizer"]["param_groups"][0]["lr"] == 0.5
 
 
 def test_what_zero_cannot_hold_is_refused_by_name(store: storage.Store, tmp_path: Path) -> None:

@@ -60,9 +60,10 @@ def add_arguments(parser: Parser) -> None:
 def _add_export(verbs: Any) -> None:
     export = verbs.add_parser(
         "export",
-        help="write one as a model folder, or for DeepSpeed",
-        description="Write a checkpoint as a model folder that transformers loads (safetensors), or as a folder that plain "
-        "DeepSpeed loads at any world size and ZeRO stage. A folder of DeepSpeed can be given as well.",
+        help="write one as a model folder, for DeepSpeed or for torch",
+        description="Write a checkpoint as a model folder that transformers loads (safetensors), as a folder that plain "
+        "DeepSpeed loads at any world size and ZeRO stage, or as a distributed checkpoint of torch (dcp). A folder of "
+        "DeepSpeed can be given as well.",
     )
     _add_target(export)
     export.add_argument("--to", required=True, metavar="FOLDER", help="folder to write; it must not be there yet")
@@ -70,7 +71,7 @@ def _add_export(verbs: Any) -> None:
         "--step", default="latest", metavar="STEP", help="a step, best or latest (default latest); of DeepSpeed a tag"
     )
     export.add_argument(
-        "--format", choices=("safetensors", "deepspeed"), default="safetensors", help="default safetensors"
+        "--format", choices=("safetensors", "deepspeed", "dcp"), default="safetensors", help="default safetensors"
     )
     export.add_argument("--dtype", choices=("fp32", "bf16"), help="number format (default: that of the training)")
     export.add_argument("--shard-size", type=byte_size, metavar="SIZE", help="safetensors: largest file (default 5G)")
@@ -231,14 +232,14 @@ def _prune(args: argparse.Namespace, context: Context) -> int:
 def _export(args: argparse.Namespace, context: Context) -> int:
     from orchestrator.domain.errors import UsageError
 
-    deepspeed = args.format == "deepspeed"
-    misplaced = (
-        {"--shard-size": args.shard_size} if deepspeed else {"--world-size": args.world_size, "--stage": args.stage}
-    )
-    for flag, value in misplaced.items():
-        if value is not None:
-            other = "safetensors" if deepspeed else "deepspeed"
-            raise UsageError(f"{flag} means nothing for {args.format}", hint=f"remove it, or add --format {other}")
+    flags = {
+        "--shard-size": ("safetensors", args.shard_size),
+        "--world-size": ("deepspeed", args.world_size),
+        "--stage": ("deepspeed", args.stage),
+    }
+    for flag, (meant_for, value) in flags.items():
+        if value is not None and args.format != meant_for:
+            raise UsageError(f"{flag} means nothing for {args.format}", hint=f"remove it, or add --format {meant_for}")
     place = _place(args.job, context)
     if place is None:
         from orchestrator.domain.errors import NotFound
@@ -285,6 +286,10 @@ def _write(args: argparse.Namespace, context: Context, source: Source) -> Export
         return exporting.export_deepspeed(
             source, folder, world_size=args.world_size or 1, stage=stage, dtype=dtype, force=args.force
         )
+    if args.format == "dcp":
+        from orchestrator.training.distributed_checkpoint import export_distributed
+
+        return export_distributed(source, folder, dtype=dtype, force=args.force)
     size = args.shard_size or exporting.SHARD_BYTES
     return exporting.export_model(source, folder, dtype=dtype, shard_bytes=size, force=args.force)
 
