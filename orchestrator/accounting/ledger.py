@@ -9,9 +9,12 @@ its cost to the nano-dollar, whatever the cuts.
 The wall clock may step: an instant that precedes an earlier one of the same ledger counts as that earlier one. So an
 instant must not lie ahead of the writer's own clock; whoever reports a worker's time bounds it first.
 
+Activities are those of the gang, and a machine shares them while it is a member of it. A machine that is not (it warms
+up, waits for a place, or has given its place up) has a category of its own, told by its role.
+
 What is settled never changes: the amounts of all categories but at_risk only rise, as entries come and time goes on.
 
-Limits of this form: one price for as long as a machine is held; activities are those of the whole gang.
+Limits of this form: one price for as long as a machine is held.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Category(StrEnum):
     """What a second of a machine was for. Every second is in exactly one category."""
 
     PROVISIONING = "provisioning"
-    """From the first hold to the first step."""
+    """From the first hold to the first step; for a machine that joins later, until it becomes a member of the gang."""
     AT_RISK = "at_risk"
     """Training that no durable checkpoint covers yet; settled later as useful or lost work."""
     USEFUL = "useful"
@@ -39,9 +42,29 @@ class Category(StrEnum):
     CHECKPOINT_STALL = "checkpoint_stall"
     """The gang stood still while a checkpoint was taken."""
     RESTART = "restart"
-    """From the loss of an attempt to the first step of the next one."""
+    """From the loss of an attempt, or of a world inside it, to the next first step."""
+    RESIZE = "resize"
+    """From the last step of a world that was left on purpose (a notice, a worker that joins) to the next first step."""
+    IDLE = "idle"
+    """A machine that could be a member of the gang and has no place in it."""
     SHUTDOWN = "shutdown"
     """From the end of the work to the release, and what the provider's granularity or minimum adds."""
+
+
+class Role(StrEnum):
+    """What a machine is to the gang."""
+
+    MEMBER = "member"
+    """Shares the gang's activities."""
+    WARMING = "warming"
+    """Starts up, to become a member: provisioning of this machine alone."""
+    IDLE = "idle"
+    """Ready, and without a place."""
+    LEAVING = "leaving"
+    """Has given up its place and will be released: shutdown of this machine alone."""
+
+
+_CATEGORY_OF_ROLE = {Role.WARMING: Category.PROVISIONING, Role.IDLE: Category.IDLE, Role.LEAVING: Category.SHUTDOWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +88,15 @@ class MachineHeld(Entry):
     billed: bool
     granularity_ns: int
     minimum_ns: int
+    role: str = Role.MEMBER.value
+
+
+@dataclass(frozen=True, slots=True)
+class MachineTurned(Entry):
+    """From `at_ns` on, the machine has another role."""
+
+    machine: str
+    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +121,16 @@ class CheckpointStalled(Entry):
 @dataclass(frozen=True, slots=True)
 class WorkSettled(Entry):
     """Training at risk that was done before `at_ns` was useful, or is lost. `whole`: all training at risk until now,
-    whatever the clocks of its machines say."""
+    whatever the clocks of its machines say. What was done before `from_ns` stays at risk."""
 
     useful: bool
     whole: bool = False
+    from_ns: int = 0
 
 
 _KINDS: dict[str, type[Entry]] = {
-    kind.__name__: kind for kind in (MachineHeld, MachineReleased, CategoryBooked, CheckpointStalled, WorkSettled)
+    kind.__name__: kind
+    for kind in (MachineHeld, MachineTurned, MachineReleased, CategoryBooked, CheckpointStalled, WorkSettled)
 }
 
 
@@ -193,6 +227,8 @@ class Ledger:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._spans: list[_Span] = []
         self._holds: dict[str, MachineHeld] = {}
+        self._roles: dict[str, list[tuple[int, Role]]] = {}
+        """Of every machine, in order of time: since when it has which role."""
         self._ends: dict[str, int] = {}
         self._held: dict[str, None] = {}
         self._latest_ns = 0
@@ -210,6 +246,8 @@ class Ledger:
         match entry:
             case MachineHeld():
                 self._hold(entry)
+            case MachineTurned():
+                self._turn(entry)
             case MachineReleased():
                 self._release(entry)
             case CategoryBooked():
@@ -230,8 +268,21 @@ class Ledger:
             raise InternalError(f"machine {entry.machine} is or was held already")
         if entry.capacity_type not in set(CapacityType):
             raise InternalError(f"machine {entry.machine} is of unknown capacity type {entry.capacity_type!r}")
-        self._holds[entry.machine] = replace(entry, at_ns=self._clamped(entry.at_ns))
+        if entry.role not in set(Role):
+            raise InternalError(f"machine {entry.machine} has the unknown role {entry.role!r}")
+        held = self._holds[entry.machine] = replace(entry, at_ns=self._clamped(entry.at_ns))
+        self._roles[entry.machine] = [(held.at_ns, Role(entry.role))]
         self._held[entry.machine] = None
+
+    def _turn(self, entry: MachineTurned) -> None:
+        if entry.machine not in self._held:
+            raise InternalError(f"machine {entry.machine} turns to {entry.role} but is not held")
+        if entry.role not in set(Role):
+            raise InternalError(f"machine {entry.machine} cannot turn to the unknown role {entry.role!r}")
+        at_ns, roles = self._clamped(entry.at_ns), self._roles[entry.machine]
+        if roles[-1][0] == at_ns:
+            roles.pop()
+        roles.append((at_ns, Role(entry.role)))
 
     def _release(self, entry: MachineReleased) -> None:
         if entry.machine not in self._held:
@@ -271,7 +322,7 @@ class Ledger:
     def _settle(self, entry: WorkSettled) -> None:
         latest_ns = self._clamped(entry.at_ns)
         until_ns = latest_ns if entry.whole else entry.at_ns
-        self._recut(0, until_ns, Category.USEFUL if entry.useful else Category.LOST_WORK)
+        self._recut(entry.from_ns, until_ns, Category.USEFUL if entry.useful else Category.LOST_WORK)
 
     def _recut(self, from_ns: int, until_ns: int, category: Category) -> None:
         """Give the at-risk time within [from_ns, until_ns) another category."""
@@ -314,19 +365,13 @@ class Ledger:
         """Time that nothing was booked for counts as provisioning; what is billed beyond the release, as shutdown."""
         end_ns = until_ns if released_ns is None else released_ns
         pieces: list[_Piece] = []
-        cursor = hold.at_ns
-        first = max(0, bisect_right(self._spans, cursor, key=lambda span: span.start_ns) - 1)
-        for index in range(first, len(self._spans)):
-            span = self._spans[index]
-            if span.start_ns >= end_ns:
-                break
-            low = max(span.start_ns, cursor)
-            high = end_ns if span.end_ns is None else min(span.end_ns, end_ns)
-            if high > low:
-                _add(pieces, cursor, low, Category.PROVISIONING)
-                _add(pieces, low, high, span.category)
-                cursor = high
-        _add(pieces, cursor, end_ns, Category.PROVISIONING)
+        roles = self._roles[hold.machine]
+        ends = [*(at_ns for at_ns, _ in roles[1:]), end_ns]
+        for (start_ns, role), stop_ns in zip(roles, ends, strict=True):
+            if role is Role.MEMBER:
+                self._add_spans(pieces, start_ns, stop_ns)
+            else:
+                _add(pieces, start_ns, stop_ns, _CATEGORY_OF_ROLE[role])
         if released_ns is not None:
             _add(pieces, end_ns, _billed_end(hold, end_ns), Category.SHUTDOWN)
         capacity_type = CapacityType(hold.capacity_type)
@@ -347,6 +392,22 @@ class Ledger:
             )
             for (start_ns, end_ns, category), cost, list_cost in zip(pieces, costs, list_costs, strict=True)
         ]
+
+    def _add_spans(self, pieces: list[_Piece], start_ns: int, end_ns: int) -> None:
+        """The gang's activities within [start_ns, end_ns)."""
+        cursor = start_ns
+        first = max(0, bisect_right(self._spans, cursor, key=lambda span: span.start_ns) - 1)
+        for index in range(first, len(self._spans)):
+            span = self._spans[index]
+            if span.start_ns >= end_ns:
+                break
+            low = max(span.start_ns, cursor)
+            high = end_ns if span.end_ns is None else min(span.end_ns, end_ns)
+            if high > low:
+                _add(pieces, cursor, low, Category.PROVISIONING)
+                _add(pieces, low, high, span.category)
+                cursor = high
+        _add(pieces, cursor, end_ns, Category.PROVISIONING)
 
 
 def _cut(span: _Span, from_ns: int, until_ns: int, category: Category) -> Iterator[_Span]:

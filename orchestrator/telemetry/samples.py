@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from orchestrator.accounting import Category, Ledger
 
-_ACTIVITIES = frozenset({Category.PROVISIONING, Category.RESTART, Category.SHUTDOWN})
-"""What a gang can be busy with beside training. The other categories are given by settling, for good."""
+_ACTIVITIES = frozenset({Category.PROVISIONING, Category.RESTART, Category.RESIZE, Category.IDLE, Category.SHUTDOWN})
+"""What a gang or a machine can be busy with beside training. The other categories are given by settling, for good."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from orchestrator.accounting import (
     Ledger,
     MachineHeld,
     MachineReleased,
+    MachineTurned,
+    Role,
     Statement,
     WorkSettled,
     entry_from_document,
@@ -33,8 +35,11 @@ BOOKED = (
     Category.AT_RISK,
     Category.AT_RISK,
     Category.RESTART,
+    Category.RESIZE,
     Category.SHUTDOWN,
 )
+OUTSIDE = {"warming": Category.PROVISIONING, "idle": Category.IDLE, "leaving": Category.SHUTDOWN}
+"""What a machine's own time is for while it is no member of the gang."""
 
 
 def hold(
@@ -46,10 +51,11 @@ def hold(
     minimum_ns: int = 0,
     gpus: int = 1,
     capacity_type: str = "on-demand",
+    role: str = "member",
 ) -> MachineHeld:
     """A machine that costs a nano-dollar a nanosecond unless told otherwise."""
     return MachineHeld(
-        at_ns, machine, "t", "z", capacity_type, gpus, price, listed, "test", True, granularity_ns, minimum_ns
+        at_ns, machine, "t", "z", capacity_type, gpus, price, listed, "test", True, granularity_ns, minimum_ns, role
     )
 
 
@@ -67,12 +73,16 @@ class Oracle:
         self.holds: dict[str, MachineHeld] = {}
         self.start: dict[str, int] = {}
         self.end: dict[str, int] = {}
+        self.roles: dict[str, list[str]] = {}
 
     def append(self, entry: Entry) -> None:
         self.latest = at = max(self.latest, entry.at_ns)
         match entry:
             case MachineHeld():
                 self.holds[entry.machine], self.start[entry.machine] = entry, at
+                self.roles[entry.machine] = [entry.role] * HORIZON
+            case MachineTurned():
+                self.roles[entry.machine][at:] = [entry.role] * (HORIZON - at)
             case MachineReleased():
                 self.end[entry.machine] = at
                 if len(self.end) == len(self.holds):
@@ -83,7 +93,7 @@ class Oracle:
                 self._change(range(entry.from_ns, entry.at_ns), Category.CHECKPOINT_STALL)
             case WorkSettled():
                 until = at if entry.whole else entry.at_ns
-                self._change(range(until), Category.USEFUL if entry.useful else Category.LOST_WORK)
+                self._change(range(entry.from_ns, until), Category.USEFUL if entry.useful else Category.LOST_WORK)
 
     def _turn_to(self, category: Category | None, at: int) -> None:
         self.now = category
@@ -107,7 +117,8 @@ class Oracle:
                     held += 1
                 billed = start + held
             for time in range(start, billed):
-                category = Category.SHUTDOWN if time >= end else self.gang[time] or Category.PROVISIONING
+                own = OUTSIDE.get(self.roles[machine][time])
+                category = Category.SHUTDOWN if time >= end else own or self.gang[time] or Category.PROVISIONING
                 price = entry.price_nanodollars_per_hour
                 cost = 1
                 if price is not None:
@@ -136,13 +147,15 @@ class World:
 
     def entry(self) -> Entry | None:
         self.time = max(0, self.time + self.dice.choice([0, 0, 1, 3, 7, 12, -9]))
-        kind = self.dice.choice(["hold", "release", "book", "book", "stall", "settle", "settle"])
+        kind = self.dice.choice(["hold", "turn", "turn", "release", "book", "book", "stall", "settle", "settle"])
         if kind == "hold" or not self.held:
             self.count += 1
             self.held.append(f"m{self.count}")
             price = self.dice.choice([None, NANOSECONDS_PER_HOUR, self.dice.randrange(1, 3 * NANOSECONDS_PER_HOUR)])
             granularity, minimum = self.dice.choice([0, 1, 7, 20]), self.dice.choice([0, 0, 33])
-            return hold(self.time, self.held[-1], price, price, granularity, minimum)
+            return hold(self.time, self.held[-1], price, price, granularity, minimum, role=self.role())
+        if kind == "turn":
+            return MachineTurned(self.time, self.dice.choice(self.held), self.role())
         if kind == "release":
             machine = self.held.pop(self.dice.randrange(len(self.held)))
             return MachineReleased(self.time, machine)
@@ -152,7 +165,11 @@ class World:
             at_ns = max(0, self.time - self.dice.randrange(4))
             return CheckpointStalled(at_ns, max(0, at_ns - self.dice.randrange(-2, 9)))
         at_ns = max(0, self.time - self.dice.randrange(12))
-        return WorkSettled(at_ns, self.dice.random() < 0.6, whole=self.dice.random() < 0.3)
+        from_ns = max(0, at_ns - self.dice.randrange(-3, 15)) if self.dice.random() < 0.3 else 0
+        return WorkSettled(at_ns, self.dice.random() < 0.6, self.dice.random() < 0.3, from_ns)
+
+    def role(self) -> str:
+        return self.dice.choice(["member", "member", *OUTSIDE])
 
 
 def compare(ledger: Ledger, oracle: Oracle, now_ns: int) -> None:
@@ -196,8 +213,14 @@ def test_the_ledger_equals_a_count_of_every_nanosecond() -> None:
                 after = costs_of(ledger.statement(now_ns))
                 for key, amount in settled.items():
                     assert after[key] >= amount, key
-                current = oracle.now or Category.PROVISIONING
-                settled = Counter({k: v for k, v in after.items() if k[1] not in (Category.AT_RISK, current)})
+                going_on = {
+                    (machine, OUTSIDE.get(roles[oracle.latest]) or oracle.now or Category.PROVISIONING)
+                    for machine, roles in oracle.roles.items()
+                    if machine not in oracle.end
+                }
+                settled = Counter(
+                    {k: v for k, v in after.items() if k[1] is not Category.AT_RISK and k not in going_on}
+                )
                 if world.dice.random() < 0.1:
                     compare(ledger, oracle, now_ns + world.dice.randrange(20))
             assert ledger.held == tuple(world.held)
@@ -239,6 +262,62 @@ def test_a_jobs_time_falls_into_the_categories_it_was_for() -> None:
     assert statement.gpu_seconds(CapacityType.ON_DEMAND) == 143 / SECOND
     assert statement.gpu_seconds(CapacityType.SPOT) == 0
     assert statement.per_hour_nanodollars == 0
+
+
+def test_a_machine_that_joins_warms_up_on_its_own_account() -> None:
+    """While two machines train, a third one warms up (provisioning), waits (idle), joins, leaves (shutdown); the resize
+    is that of the members alone."""
+    ledger = Ledger(
+        [
+            hold(0, "a"),
+            hold(0, "b"),
+            CategoryBooked(0, "provisioning"),
+            CategoryBooked(10, "at_risk"),
+            hold(50, "c", role="warming"),
+            MachineTurned(70, "c", "idle"),
+            CategoryBooked(80, "resize"),
+            MachineTurned(81, "c", "member"),
+            CategoryBooked(83, "at_risk"),
+            CategoryBooked(120, "resize"),
+            MachineTurned(121, "a", "leaving"),
+            CategoryBooked(122, "at_risk"),
+            MachineReleased(130, "a"),
+            WorkSettled(200, useful=True),
+            CategoryBooked(200, "shutdown"),
+            MachineReleased(200, "b"),
+            MachineReleased(200, "c"),
+        ]
+    )
+    of_c = {key[1].value: cost for key, cost in costs_of(ledger.statement(0)).items() if key[0] == "c"}
+    assert of_c == {"provisioning": 20, "idle": 11, "resize": 2 + 2, "useful": 37 + 78}
+    assert spent(ledger) == {
+        "provisioning": 10 + 10 + 20,
+        "useful": (70 + 37) + (70 + 37 + 78) + (37 + 78),
+        "resize": (3 + 1) + (3 + 2) + (2 + 2),
+        "idle": 11,
+        "shutdown": 9,
+    }
+    assert ledger.statement(0).total == 130 + 200 + 150
+
+
+def test_steps_redone_from_memory_are_lost_and_what_is_older_stays_at_risk() -> None:
+    """A world is lost and goes on from the state of an earlier step: training since that step is lost work, training
+    before it waits for a checkpoint."""
+    ledger = Ledger([hold(0), CategoryBooked(0, "at_risk"), CategoryBooked(100, "restart")])
+    ledger.append(WorkSettled(103, useful=False, whole=True, from_ns=90))
+    ledger.append(CategoryBooked(105, "at_risk"))
+    assert spent(ledger, 110) == {"at_risk": 95, "lost_work": 10, "restart": 5}
+    ledger.append(WorkSettled(108, useful=True))
+    assert spent(ledger, 110) == {"at_risk": 2, "useful": 93, "lost_work": 10, "restart": 5}
+
+
+def test_a_hold_of_an_older_journal_is_a_member() -> None:
+    """Entries of a journal from before machines had roles are read as those of members."""
+    document = entry_to_document(hold(3))
+    del document["role"]
+    entry = entry_from_document(document)
+    assert isinstance(entry, MachineHeld)
+    assert entry.role == Role.MEMBER
 
 
 def test_a_stall_leaves_settled_time_alone() -> None:
@@ -355,6 +434,9 @@ def test_what_the_provider_rounds_up_is_shutdown(held: int, granularity: int, mi
         MachineReleased(9, "gone"),
         hold(9, "gone"),
         hold(9, "n", capacity_type="rented"),
+        hold(9, "n", role="guest"),
+        MachineTurned(9, "m", "guest"),
+        MachineTurned(9, "gone", "idle"),
         CategoryBooked(9, "holiday"),
         Entry(9),
     ],

@@ -145,7 +145,7 @@ def test_rollups_are_there_at_zero() -> None:
     """Every series of a rollup exists from its first moment: one that is born later loses its first value."""
     text = render(snapshot(rollups={("default", ""): Amounts()}))
     born = [key for key in samples_of(text) if key[0].startswith("orchestrate_cost_category_dollars_total")]
-    assert len(born) == 2 * 6
+    assert len(born) == 2 * 8
     assert of(text, "cost_dollars_total", capacity_type="spot") == 0
 
 
