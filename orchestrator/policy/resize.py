@@ -139,9 +139,7 @@ def advantages(situation: Situation, base: int) -> dict[int, float]:
     rates = {size: per_hour / 3600 for size, per_hour in situation.interruptions_per_hour.items()}
     worth = {base: 0.0}
     for size in (size for size in situation.allowed if size > base):
-        fallen = max(
-            (smaller for smaller in worth if smaller <= size - situation.workers_per_machine), default=base
-        )
+        fallen = max((smaller for smaller in worth if smaller <= size - situation.workers_per_machine), default=base)
         faster = situation.speeds[size] / situation.speeds[base]
         brought = max(0.0, rates[size] - rates[base])
         ends = faster / situation.work_left_seconds if situation.work_left_seconds else 0.0
@@ -183,9 +181,7 @@ def _wait(situation: Situation, best: int, worth: Mapping[int, float]) -> Verdic
     most = min(cost / lost_a_second, LONGEST_WAIT_SECONDS)
     left = most - situation.waited_seconds
     for number, expected in enumerate(sorted(situation.warming_seconds), start=1):
-        later = max(
-            (size for size in situation.allowed if best < size <= situation.available + number), default=None
-        )
+        later = max((size for size in situation.allowed if best < size <= situation.available + number), default=None)
         if later is not None and expected < left and worth[later] > worth[best]:
             return Verdict(
                 situation.present,
@@ -281,9 +277,7 @@ class ResizeSense:
         self._observed[capacity_type] = seen
         self._newest.setdefault(capacity_type, deque(maxlen=RECENT)).append(seen.machine_hours)
 
-    def worth_growing(
-        self, now_ns: int, present: int, possible: int, warming_seconds: Sequence[float] = ()
-    ) -> Verdict:
+    def worth_growing(self, now_ns: int, present: int, possible: int, warming_seconds: Sequence[float] = ()) -> Verdict:
         """Whether a gang of `present` workers should take in others, when `possible` could train in all. `warming_seconds`:
         until each standby that is not ready yet is expected to be."""
         larger = any(present < size <= possible for size in self._allowed)
@@ -344,7 +338,7 @@ class ResizeSense:
         """Interruptions an hour of one machine: what is expected, or the newest ones alone when they came faster."""
         seen = self._observed.get(kind, Observed())
         expected = hazard(kind, 1, seen).per_hour
-        newest = self._newest.get(kind, ())
+        newest = self._newest.get(kind, deque())
         if len(newest) < FEWEST_RECENT:
             return expected
         hours = seen.machine_hours - newest[0]
