@@ -100,6 +100,8 @@ class Hello:
     address: Address
     slots: int
     members: tuple[WorkerBeat, ...] = ()
+    generation: int = 0
+    """The newest generation that this agent ever had a part in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,7 @@ def read(message: Mapping[str, Any]) -> FromAgent:
                     address=_address(message["address"]),
                     slots=_number(message, "slots"),
                     members=tuple(_worker_beat(item) for item in message.get("members", ())),
+                    generation=int(message.get("generation") or 0),
                 )
             case "beat":
                 return Beat(tuple(_worker_beat(item) for item in message["workers"]))

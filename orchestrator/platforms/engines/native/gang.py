@@ -1,0 +1,690 @@
+"""The elastic gang as a state machine: what agents tell goes in, what is to be done comes out. Pure: no clock, no socket.
+
+    WAITING      too few workers for a world
+    DECIDING     nothing runs; agents are asked what state their memories hold
+    FORMING      a world is planned and its members are told; not all run yet
+    STEADY       the world runs
+    REGROUPING   the members of the world were asked to finish their step and leave
+    ENDING       the attempt is over; its members are being ended
+    ENDED
+
+A world is a generation: a plan that never changes. Whatever goes wrong with it, while it runs or while it forms, ends it
+and makes another, so there is one way to recover and no special case for a second fault. What belongs to an older
+generation is ignored. After each input the same rules are applied (`_go_on`), until they change nothing more.
+
+Limits: a node that is cut off and holds a whole world by itself goes on stepping until its agent finds the coordinator
+again; for the gang that world is over, and its members are ended as soon as they can be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from orchestrator.platforms.engines.base import Outcome
+from orchestrator.platforms.engines.native import causes, sources
+from orchestrator.platforms.engines.native.causes import REGROUPED, SUCCEEDED, WORKER_LOST, Cause
+from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
+from orchestrator.platforms.engines.native.hangs import HangWatch, Verdict
+from orchestrator.platforms.engines.native.messages import (
+    LEFT,
+    READY,
+    RUNNING,
+    WARMING,
+    Abort,
+    AskInventory,
+    Beat,
+    Dump,
+    Forget,
+    Hello,
+    Inventory,
+    Kill,
+    Left,
+    Plan,
+    Regroup,
+    Source,
+    Stacks,
+    ToAgent,
+    WorkerBeat,
+)
+from orchestrator.platforms.engines.native.roster import AgentSeen, Member, Roster, Worker, World, places, replica_of
+from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, Judgements, Limits, Terms
+from orchestrator.platforms.engines.native.warnings import Warnings
+
+
+class State(Enum):
+    WAITING = "waiting"
+    DECIDING = "deciding"
+    FORMING = "forming"
+    STEADY = "steady"
+    REGROUPING = "regrouping"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+_WITH_WORLD = (State.FORMING, State.STEADY, State.REGROUPING)
+_BY_THEMSELVES = ("Resized", "its ranks left by themselves")
+
+
+class Gang:
+    """See the module. Every method that takes `now_ns` is an input and returns the commands that follow from it.
+
+    `prefix` begins the names of the workers that this gang spawns; of two coordinators one after the other they differ.
+    With `adopt` a world may be running already, of a coordinator that is no more: it is waited for before one is planned.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        now_ns: int,
+        *,
+        target: int | None = None,
+        limits: Limits | None = None,
+        judgements: Judgements | None = None,
+        prefix: str = "w",
+        adopt: bool = False,
+    ) -> None:
+        self.terms = terms
+        self.limits = limits or Limits()
+        self.judgements = judgements or Judgements()
+        self.state = State.WAITING
+        self.generation = 0
+        self.world: World | None = None
+        self.target = target or terms.sizes[-1]
+        self.warnings = Warnings(self.limits, self.judgements)
+        self.roster = Roster(terms, self.limits, self.judgements, self.warnings, prefix)
+        self._memories = sources.Memories()
+        self._hangs = HangWatch(self.limits.dump_ns)
+        self._commands: list[Command] = []
+        self._now_ns = now_ns
+        self._since_ns = now_ns
+        """When the present state began."""
+        self._fits_since_ns: int | None = None
+        """Since when a smallest world would have room, while none is planned."""
+        self._before: tuple[Member, ...] = ()
+        """The members of the last world, in rank order."""
+        self._told: list[Cause] = []
+        """What went wrong with this world's ranks, in the order in which it was told."""
+        self._doubted_ns: int | None = None
+        """Since when a rank has lost its peers without a cause that is known."""
+        self._why_regroup = _BY_THEMSELVES
+        self._regroup_told = False
+        self._deaf = 0
+        """The generation that was asked to regroup and did not."""
+        self._saved_for: frozenset[str] = frozenset()
+        self._wanted = 0
+        self._fruitless = 0
+        self._last_fault = "rank 0 left without a result"
+        self._ever_ready = False
+        self._failures: list[Left] = []
+        self._adopting = adopt
+        self._adopted: set[int] = set()
+        self._stopping = False
+        self._ending: Outcome | None = None
+        self._grace_until_ns = 0
+        self._look_ns = 0
+        self._look_pause_ns = SECOND
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def joined(self, hello: Hello, now_ns: int) -> list[Command]:
+        """An agent is there, or there again."""
+        self._wake(now_ns)
+        before = self.roster.agents.get(hello.agent)
+        if before is not None:
+            self._lose_agent(before, "it began anew")
+        agent = self.roster.add(hello, now_ns)
+        untouched = self.state is State.WAITING and (self._adopting or self.generation == 0)
+        self.warnings.arrived(hello.node, hello.agent)
+        for beat in hello.members:
+            self._take_over(agent, beat, untouched)
+        self.generation = max(self.generation, hello.generation)
+        if self.state is State.DECIDING:
+            self._memories.ask_also(agent.agent)
+            self._tell(agent.agent, AskInventory(self._memories.ticket))
+        return self._go_on()
+
+    def lost(self, agent: str, why: str, now_ns: int) -> list[Command]:
+        """An agent's connection is gone."""
+        self._wake(now_ns)
+        seen = self.roster.agents.get(agent)
+        if seen is not None:
+            self._lose_agent(seen, why)
+            self._commands.append(Dismiss(agent, why))
+        return self._go_on()
+
+    def heard(self, agent: str, message: Beat | Left | Inventory | Stacks, now_ns: int) -> list[Command]:
+        """A message of an agent that has joined; of any other it is ignored."""
+        self._wake(now_ns)
+        seen = self.roster.agents.get(agent)
+        if seen is None:
+            return self._go_on()
+        seen.heard_ns = now_ns
+        match message:
+            case Beat():
+                for beat in message.workers:
+                    self._beat(seen, beat)
+            case Left():
+                self._left(seen, message)
+            case Inventory():
+                self._memories.answer(agent, message.ticket, message.shards)
+                self.generation = max(self.generation, *(shard.generation for shard in message.shards), 0)
+            case Stacks():
+                self._hangs.stacks(message.worker, message.text)
+        return self._go_on()
+
+    def noticed(
+        self, source: str, node: str, kind: str, certain: bool, deadline_ns: int | None, now_ns: int
+    ) -> list[Command]:
+        """A node is about to go. `deadline_ns` is on the monotonic clock; without `certain` nothing follows from it."""
+        self._wake(now_ns)
+        present = [agent.agent for agent in self.roster.agents.values() if agent.node == node]
+        self.warnings.add(source, node, kind, certain, deadline_ns, present, now_ns)
+        return self._go_on()
+
+    def withdrawn(self, source: str, node: str, now_ns: int) -> list[Command]:
+        """A notice no longer stands."""
+        self._wake(now_ns)
+        self.warnings.withdraw(source, node)
+        return self._go_on()
+
+    def resize(self, workers: int, now_ns: int) -> list[Command]:
+        """So many workers are wished for from now on."""
+        self._wake(now_ns)
+        self.target = workers
+        return self._go_on()
+
+    def stopping(self, now_ns: int) -> list[Command]:
+        """The gang was asked to save and stop: it changes its size no more."""
+        self._wake(now_ns)
+        self._stopping = True
+        return self._go_on()
+
+    def end(self, outcome: Outcome, now_ns: int) -> list[Command]:
+        """End at once, whatever runs."""
+        self._wake(now_ns)
+        self._end(outcome, grace_ns=0)
+        return self._go_on()
+
+    def tick(self, now_ns: int) -> list[Command]:
+        """Time has passed. To be called several times within each limit."""
+        self._wake(now_ns)
+        return self._go_on()
+
+    # --- what agents tell --------------------------------------------------------------------------------------------
+
+    def _take_over(self, agent: AgentSeen, beat: WorkerBeat, untouched: bool) -> None:
+        """A worker that runs already under an agent that comes (back); into a gang that is `untouched` with its world."""
+        if beat.state == LEFT:
+            return
+        worker = Worker(beat.worker, agent.agent, born_ns=self._now_ns)
+        worker.hear(beat)
+        agent.workers[worker.worker] = worker
+        if not beat.generation:
+            return
+        worker.generation = beat.generation
+        self.generation = max(self.generation, beat.generation)
+        if not untouched or beat.rank is None or beat.world_size is None:
+            worker.doomed = True
+            self._tell(agent.agent, Kill(worker.worker, "its world is over"))
+            return
+        worker.rank = beat.rank
+        self._adopted.add(beat.world_size)
+        if not self._adopting:
+            self._adopting, self._since_ns = True, self._now_ns
+
+    def _beat(self, agent: AgentSeen, beat: WorkerBeat) -> None:
+        worker = agent.workers.get(beat.worker)
+        if beat.state == LEFT:
+            return
+        if worker is None:
+            if not any(member.worker == beat.worker for member in self._before):  # those are told as left any moment
+                self._tell(agent.agent, Kill(beat.worker, "nobody knows it"))
+            return
+        if beat.generation != worker.generation:
+            return
+        if worker.standby and beat.state == READY:
+            self._ever_ready = True
+            agent.failed = 0
+            self._failures.clear()
+        worker.hear(beat)
+        if self.world is not None and worker.generation == self.world.generation and worker.step is not None:
+            self.world.stepped = True
+
+    def _left(self, agent: AgentSeen, left: Left) -> None:
+        worker = agent.workers.pop(left.worker, None)
+        if worker is None:
+            return
+        worker.pid = left.pid or worker.pid
+        world = self.world
+        member = None if world is None else world.member(left.worker)
+        if world is None or member is None:
+            if worker.standby:
+                self._standby_failed(agent, left)
+            return
+        world.ends[member.rank] = left
+        if worker.doomed or left.reason in SUCCEEDED:
+            return
+        if left.reason == REGROUPED:
+            if self.state in (State.FORMING, State.STEADY):  # it had been asked, and we had given up waiting for it
+                self._enter(State.REGROUPING)
+            if self.state is State.REGROUPING and not self._regroup_told:
+                self._regroup_told = True
+                self._report_lost(*self._why_regroup, began_ns=self._now_ns)
+            return
+        cause = Cause.of(left, member.rank, _who(worker, member))
+        self._told.append(cause)
+        if self.state not in _WITH_WORLD:
+            return
+        if cause.own:
+            self._end(None, self.limits.grace_ns)
+        elif cause.gone:
+            reason = self._taken(member.node)
+            self.judgements.fault(member.node, reason, self._now_ns)
+            self._fault(reason, cause.sentence(), self._now_ns)
+        elif self._doubted_ns is None:
+            self._doubted_ns = self._now_ns
+
+    def _standby_failed(self, agent: AgentSeen, left: Left) -> None:
+        agent.failed += 1
+        agent.spawn_after_ns = self._now_ns + min(10 * SECOND, 100 * MILLISECOND * 2 ** min(agent.failed, 10))
+        self._failures.append(left)
+        if not self._ever_ready and len(self._failures) >= self.limits.standby_failures:
+            told = next((one for one in self._failures if one.reason != WORKER_LOST), left)
+            self._end(Outcome(told.reason, f"no worker could be made ready: {told.message}"), grace_ns=0)
+
+    def _lose_agent(self, agent: AgentSeen, why: str) -> None:
+        del self.roster.agents[agent.agent]
+        self._memories.lose(agent.agent)
+        reason = self._taken(agent.node)
+        self.warnings.left(agent.node, agent.agent)
+        world = self.world
+        if world is None:
+            return
+        lost = [member for member in world.on(agent.agent) if member.rank not in world.ends]
+        for member in lost:
+            worker = agent.workers.get(member.worker)
+            self._told.append(Cause(member.rank, _who(worker, member), WORKER_LOST, why, False, True))
+        if self.state not in _WITH_WORLD:
+            return
+        if lost or (self.state is State.FORMING and agent.address in world.sources):
+            self.judgements.fault(agent.node, reason, self._now_ns)
+            what = self._told[-1].sentence() if lost else f"the memory of {agent.host} is gone: {why}"
+            self._fault(reason, what, agent.heard_ns, by_agent=True)
+
+    # --- faults and ends ---------------------------------------------------------------------------------------------
+
+    def _fault(self, reason: str, message: str, began_ns: int, *, by_agent: bool = False) -> None:
+        """The world is over, against our will. `by_agent`: not by a fault of its own."""
+        world = self.world
+        assert world is not None
+        self._last_fault = message
+        if not self.terms.elastic or world.result is not None:  # rank 0 has finished the job
+            self._end(None, self.limits.grace_ns if world.result is None else 0)
+            return
+        if not self._regroup_told:
+            self._report_lost(reason, message, began_ns)
+        ran_long = self.state is State.STEADY and self._now_ns - self._since_ns >= self.limits.fruitful_ns
+        if world.stepped or ran_long:
+            self._fruitless = 0
+        elif not by_agent:
+            self._fruitless += 1
+        if self._fruitless >= self.limits.fruitless_worlds:
+            text = f"{self._fruitless} worlds in a row were lost before their first step; the last because {message}"
+            self._end(Outcome(WORKER_LOST, text), grace_ns=0)
+            return
+        self._abort(message)
+        self._decide()
+
+    def _abort(self, why: str) -> None:
+        """End all members of this world and of older ones, wherever they are."""
+        for agent in self.roster.agents.values():
+            placed = [worker for worker in agent.workers.values() if worker.generation and not worker.doomed]
+            for worker in placed:
+                worker.doomed = True
+            if placed:
+                self._tell(agent.agent, Abort(self.generation, why))
+
+    def _decide(self) -> None:
+        """Nothing runs any more, or will in a moment: look for the state to go on from."""
+        self.world = None
+        self._told.clear()
+        self._doubted_ns = None
+        self._hangs.clear()
+        self._enter(State.DECIDING)
+        self._ask_all()
+
+    def _end(self, outcome: Outcome | None, grace_ns: int) -> None:
+        """Begin to end the attempt; without an outcome it is found among the causes, which have `grace_ns` to come."""
+        if self.state is State.ENDED:
+            return
+        if self.state is not State.ENDING:
+            self._ending = outcome
+            self._grace_until_ns = self._now_ns + grace_ns
+            self._enter(State.ENDING)
+        elif outcome is not None and self._ending is None:
+            self._ending = outcome
+            self._grace_until_ns = self._now_ns
+
+    def _report_lost(self, reason: str, message: str, began_ns: int) -> None:
+        assert self.world is not None
+        event = {
+            "kind": "world_lost",
+            "generation": self.world.generation,
+            "reason": reason,
+            "message": message,
+            "target": self.terms.fit(self.target, self.terms.sizes[-1]),
+        }
+        self._commands.append(Report(event, {"began_ns": began_ns}))
+
+    # --- the rules ---------------------------------------------------------------------------------------------------
+
+    def _wake(self, now_ns: int) -> None:
+        gap = now_ns - self._now_ns
+        if gap > self.limits.stall_ns:
+            for agent in self.roster.agents.values():
+                agent.heard_ns += gap
+        self._now_ns = now_ns
+
+    def _go_on(self) -> list[Command]:
+        rules = {
+            State.WAITING: self._in_waiting,
+            State.DECIDING: self._in_deciding,
+            State.FORMING: self._in_forming,
+            State.STEADY: self._in_steady,
+            State.REGROUPING: self._in_regrouping,
+            State.ENDING: self._in_ending,
+        }
+        self._miss_the_silent()
+        before = None
+        while before is not self.state and self.state is not State.ENDED:
+            before = self.state
+            rules[self.state]()
+        # While a world forms it needs the processors itself.
+        if self.state in (State.WAITING, State.DECIDING, State.STEADY, State.REGROUPING):
+            if not self._stopping and (self.terms.elastic or not self.generation):
+                self._commands += self.roster.fill(self._now_ns)
+            self._want()
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _miss_the_silent(self) -> None:
+        for agent in list(self.roster.agents.values()):
+            silent_ns = self._now_ns - agent.heard_ns
+            if silent_ns > self.limits.silence_ns:
+                why = f"nothing was heard of {agent.host} for {silent_ns / SECOND:.1f} s"
+                self._lose_agent(agent, why)
+                self._commands.append(Dismiss(agent.agent, why))
+
+    def _in_waiting(self) -> None:
+        if self._adopting:
+            self._adopt()
+            return
+        waited = self._now_ns - self._since_ns
+        text = f"{self.terms.sizes[0]} workers are needed; {self.roster.sentence(self._now_ns)}"
+        if self._good_moment():
+            self._decide()
+        elif self._stopping:
+            self._end(Outcome("Stopped", f"stopped with too few workers: {text}"), grace_ns=0)
+        elif self.generation == 0 and waited > self.limits.start_ns:
+            self._end(Outcome("EngineLost", f"no world within {waited / SECOND:.0f} s: {text}"), grace_ns=0)
+        elif self.generation > 0 and waited > self.limits.patience_ns:
+            self._end(Outcome(WORKER_LOST, f"too few workers for {waited / SECOND:.0f} s: {text}"), grace_ns=0)
+
+    def _in_deciding(self) -> None:
+        asked_ns = self._now_ns - self._since_ns
+        going = [worker for worker in self.roster.workers() if worker.generation]
+        if going and asked_ns < self.limits.leave_ns:
+            return
+        source = self._memories.newest(self.roster.addresses)
+        patience = self.limits.inventory_ns if source is not None else self.limits.inventory_hard_ns
+        if self._memories.pending and asked_ns < patience:
+            return
+        for worker in going:  # a process that cannot be ended holds its slot
+            agent = self.roster.agents[worker.agent]
+            agent.suspect(self._now_ns + self.limits.suspect_ns)
+            del agent.workers[worker.worker]
+        size = self.terms.fit(self.target, self.roster.room(self._now_ns, READY))
+        if size is None or not self._good_moment():
+            self._enter(State.WAITING)
+        else:
+            self._plan(size, source)
+
+    def _plan(self, size: int, source: Source | None) -> None:
+        self.generation += 1
+        agents = self.roster.usable(self._now_ns)
+        members = places(agents, size, self.terms.ranks_per_worker, self._before, self._now_ns)
+        read = frozenset(address for held in source.shards.values() for address in held) if source else frozenset()
+        self.world = World(self.generation, members, read, self._now_ns)
+        self._before = members
+        for member in members:
+            worker = self.roster.agents[member.agent].workers[member.worker]
+            worker.generation, worker.rank = self.generation, member.rank
+            worker.step, worker.step_age_ns = None, 0
+            plan = Plan(
+                member.worker,
+                self.generation,
+                member.rank,
+                len(members),
+                member.local_rank,
+                member.local_world_size,
+                source,
+                replica_of(member, members),
+            )
+            self._tell(member.agent, plan)
+        workers = [{"worker": m.worker, "rank": m.rank, "host": m.host, "node": m.node} for m in members]
+        event = {"kind": "world", "generation": self.generation, "world_size": len(members), "workers": workers}
+        self._commands.append(Report(event))
+        self._fits_since_ns = None
+        self._why_regroup, self._regroup_told = _BY_THEMSELVES, False
+        self._enter(State.FORMING)
+
+    def _in_forming(self) -> None:
+        world = self.world
+        assert world is not None
+        if self._doubts_over(world) or self._all_left(world):
+            return
+        late = [worker for worker in self.roster.open(world) if worker.state != RUNNING]
+        waited = self._now_ns - self._since_ns
+        if not late:
+            self._enter(State.STEADY)
+        elif waited > self.limits.forming_ns:
+            if len(late) < world.size:
+                self._suspect(late)
+            ranks = ", ".join(str(worker.rank) for worker in late)
+            text = f"the world did not form within {waited / SECOND:.0f} s; not running: rank {ranks}"
+            self._fault("Hung", text, self._since_ns)
+
+    def _in_steady(self) -> None:
+        world = self.world
+        assert world is not None
+        if self._doubts_over(world) or self._all_left(world) or world.finished or self._hangs_here(world):
+            return
+        self._let_go_of_older_state(world)
+        leaving = self.warnings.leaving(world.nodes, self._now_ns)
+        if leaving and self._now_ns < self.warnings.due_ns(leaving):
+            return
+        now = world.size // self.terms.ranks_per_worker
+        size = self.terms.fit(self.target, self.roster.room(self._now_ns, READY))
+        fixed = self._stopping or self._deaf == world.generation or not self.terms.elastic
+        if leaving and (fixed or size is None):
+            self._save_before_the_end(leaving)
+        elif fixed or size is None:
+            return
+        elif leaving:
+            self._regroup(world, "Notice", f"{', '.join(sorted(leaving))}: {self.warnings.sentence(leaving)}")
+        elif size < now and size == self.terms.fit(self.target, now):
+            self._regroup(world, "Resized", f"{size} workers are wished for instead of {now}")
+        elif size > now and self.judgements.worth_growing(self._now_ns, now, size):
+            self._regroup(world, "Joined", f"{now} workers become {size}")
+
+    def _regroup(self, world: World, reason: str, message: str) -> None:
+        self._why_regroup, self._regroup_told = (reason, message), False
+        for agent in sorted({member.agent for member in world.members}):
+            self._tell(agent, Regroup(world.generation))
+        self._enter(State.REGROUPING)
+
+    def _in_regrouping(self) -> None:
+        world = self.world
+        assert world is not None
+        if self._doubts_over(world) or self._all_left(world):
+            return
+        limit_ns = max(self.limits.regroup_ns, 2 * (self.judgements.hang_limit_ns() or 0))
+        if self._now_ns - self._since_ns <= limit_ns:
+            return
+        if not world.ends:
+            self._deaf = world.generation  # a loop that does not know the wish; it goes on as it is
+            self._enter(State.STEADY)
+            return
+        stuck = self.roster.open(world)
+        self._suspect(stuck)
+        ranks = ", ".join(str(worker.rank) for worker in stuck)
+        self._fault("Hung", f"rank {ranks} did not leave within {limit_ns / SECOND:.0f} s", self._since_ns)
+
+    def _in_ending(self) -> None:
+        world = self.world
+        if self._now_ns < self._grace_until_ns and world is not None and self.roster.open(world):
+            return
+        self._abort("the attempt ends")
+        overdue = self._now_ns - max(self._grace_until_ns, self._since_ns) > self.limits.leave_ns
+        if overdue or not any(worker.generation for worker in self.roster.workers()):
+            self.state = State.ENDED
+            self._commands.append(End(self._ending or self._outcome()))
+
+    def _outcome(self) -> Outcome:
+        result = None if self.world is None else self.world.result
+        if result is not None and not any(cause.own for cause in self._told):
+            value = dict(result.result or {})
+            return Outcome(str(value.get("reason", result.reason)), result.message, value)
+        return causes.outcome_of(self._told) if self._told else Outcome(WORKER_LOST, self._last_fault)
+
+    # --- what the rules ask ------------------------------------------------------------------------------------------
+
+    def _all_left(self, world: World) -> bool:
+        """Go on or end, when every rank has left and none for a fault."""
+        if not world.empty:
+            return False
+        if world.result is None and any(left.reason == REGROUPED for left in world.ends.values()):
+            self._decide()
+        else:
+            self._end(None, grace_ns=0)
+        return True
+
+    def _doubts_over(self, world: World) -> bool:
+        """Give a rank's lost peers up as lost, when no cause has come in time."""
+        if self._doubted_ns is None:
+            return False
+        if self.roster.open(world) and self._now_ns - self._doubted_ns < self.limits.grace_ns:
+            return False
+        self._fault(WORKER_LOST, causes.outcome_of(self._told).message, self._doubted_ns)
+        return True
+
+    def _hangs_here(self, world: World) -> bool:
+        """Look for a world that makes no step; whether it was given up."""
+        verdict = self._hangs.look(self.roster.open(world), self.judgements.hang_limit_ns(), self._now_ns)
+        if isinstance(verdict, Verdict):
+            for worker, stack in verdict.stuck:
+                event = {"kind": "hung", "worker": worker.worker, "rank": worker.rank, "stack": stack}
+                self._commands.append(Report(event))
+            self._suspect(verdict.silent)
+            self._fault("Hung", verdict.sentence, self._now_ns - verdict.age_ns)
+            return True
+        for worker in verdict or ():
+            self._tell(worker.agent, Dump(worker.worker))
+        return False
+
+    def _let_go_of_older_state(self, world: World) -> None:
+        """Once a step of this world is whole in two memories, what older worlds left behind is not needed."""
+        if world.settled or world.generation == 1 or not world.stepped:
+            return
+        if self._memories.answered:
+            whole = self._memories.newest(self.roster.addresses)
+            self._memories.clear()
+            alone = len(world.nodes) == 1
+            if whole is not None and whole.generation == world.generation and (alone or sources.doubled(whole)):
+                world.settled = True
+                for agent in self.roster.agents:
+                    self._tell(agent, Forget(whole.generation, whole.step))
+        elif self._now_ns >= self._look_ns:
+            self._look_ns = self._now_ns + self._look_pause_ns
+            self._look_pause_ns = min(2 * self._look_pause_ns, 30 * SECOND)
+            self._ask_all()
+
+    def _save_before_the_end(self, leaving: frozenset[str]) -> None:
+        """Nodes are going and no world is possible without them: a checkpoint still is, once for each of them."""
+        if not leaving <= self._saved_for:
+            self._saved_for |= leaving
+            self._commands.append(SaveNow(f"{', '.join(sorted(leaving))}: {self.warnings.sentence(leaving)}"))
+
+    def _adopt(self) -> None:
+        """Take over the world of a coordinator that is no more, as soon as all of its agents are back."""
+        found = {worker.rank: worker for worker in self.roster.workers() if worker.generation == self.generation}
+        found = found if self.generation else {}
+        if len(self._adopted) == 1 and set(found) == set(range(max(self._adopted))):
+            members = []
+            for rank, worker in sorted(found.items()):
+                agent = self.roster.agents[worker.agent]
+                ranks = sorted(other.rank for other in found.values() if other.agent == worker.agent)
+                place = (rank, ranks.index(rank), len(ranks))
+                members.append(Member(worker.worker, agent.agent, agent.node, agent.host, agent.address, *place))
+            self.world = World(self.generation, tuple(members), frozenset(), self._now_ns)
+            self._before = self.world.members
+            self._adopting, self._ever_ready = False, True
+            self._enter(State.FORMING)
+        elif self._now_ns - self._since_ns > self.limits.adopt_ns:
+            self._adopting = False
+            self._abort("not all of its world came back")
+            self._enter(State.WAITING)
+
+    def _good_moment(self) -> bool:
+        """Whether a world should be planned now, out of what is ready."""
+        size = self.terms.fit(self.target, self.roster.room(self._now_ns, READY))
+        if size is None:
+            self._fits_since_ns = None
+            return False
+        if self._fits_since_ns is None:
+            self._fits_since_ns = self._now_ns
+        if size == self.terms.fit(self.target, self.terms.sizes[-1]):
+            return True
+        if self.generation == 0:
+            return self._now_ns - self._fits_since_ns >= self.limits.gather_ns
+        possible = self.terms.fit(self.target, self.roster.room(self._now_ns, READY, WARMING))
+        return possible == size or self._now_ns - self._fits_since_ns >= self.limits.warm_ns
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    def _want(self) -> None:
+        wanted = max(self.target, self.terms.sizes[0]) + self.roster.going_slots(self._now_ns)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._commands.append(Want(wanted))
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._since_ns = self._now_ns
+        if state is State.STEADY:
+            self._look_ns, self._look_pause_ns = self._now_ns, SECOND
+            self._memories.clear()
+
+    def _tell(self, agent: str, message: ToAgent) -> None:
+        self._commands.append(Tell(agent, message))
+
+    def _ask_all(self) -> None:
+        self._memories.ask(self.roster.agents)
+        for agent in self.roster.agents:
+            self._tell(agent, AskInventory(self._memories.ticket))
+
+    def _suspect(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            agent = self.roster.agents[worker.agent]
+            agent.suspect(self._now_ns + self.limits.suspect_ns)
+            self.judgements.fault(agent.node, "Hung", self._now_ns)
+
+    def _taken(self, node: str) -> str:
+        """Why something on this node went: after a notice it was taken, otherwise it was lost."""
+        return "Preempted" if self.warnings.leaving((node,), self._now_ns) else WORKER_LOST
+
+
+def _who(worker: Worker | None, member: Member) -> str:
+    process = "process unknown" if worker is None or worker.pid is None else f"process {worker.pid}"
+    return f"{process} on {member.host}"

@@ -1,0 +1,266 @@
+"""Who is there: agents, their workers, and the places that a world could have on them.
+
+Places are given so that ranks stay where they were: an agent of the last world keeps its order, others follow in the
+order in which they came, and the ranks of one agent are neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.platforms.engines.native.causes import SUCCEEDED
+from orchestrator.platforms.engines.native.commands import Tell
+from orchestrator.platforms.engines.native.messages import (
+    READY,
+    WARMING,
+    Address,
+    Hello,
+    Kill,
+    Left,
+    Spawn,
+    WorkerBeat,
+)
+from orchestrator.platforms.engines.native.terms import Judgements, Limits, Terms
+from orchestrator.platforms.engines.native.warnings import Warnings
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker process as its agent tells of it."""
+
+    worker: str
+    agent: str
+    state: str = WARMING
+    generation: int = 0
+    """Of the world that it has a place in; 0 for a standby."""
+    rank: int = 0
+    step: int | None = None
+    step_age_ns: int = 0
+    pid: int | None = None
+    born_ns: int = 0
+    doomed: bool = False
+    """We asked for its end."""
+
+    @property
+    def standby(self) -> bool:
+        return self.generation == 0 and not self.doomed
+
+    def hear(self, beat: WorkerBeat) -> None:
+        self.state = beat.state
+        self.pid = beat.pid or self.pid
+        if beat.step is not None or self.step is None:
+            self.step, self.step_age_ns = beat.step, beat.step_ns
+
+
+@dataclass(slots=True)
+class AgentSeen:
+    """One node's agent. `order` counts agents as they came."""
+
+    agent: str
+    node: str
+    host: str
+    address: Address
+    slots: int
+    order: int
+    heard_ns: int
+    workers: dict[str, Worker] = field(default_factory=dict)
+    suspected_until_ns: list[int] = field(default_factory=list)
+    """One entry a slot that is not used for now."""
+    failed: int = 0
+    """Standbys in a row that ended before they were ready."""
+    spawn_after_ns: int = 0
+
+    @classmethod
+    def of(cls, hello: Hello, order: int, now_ns: int) -> AgentSeen:
+        return cls(hello.agent, hello.node, hello.host, hello.address, hello.slots, order, now_ns)
+
+    def standbys(self, *states: str) -> list[Worker]:
+        """Standbys in any of these states, the oldest first."""
+        return [worker for worker in self.workers.values() if worker.standby and worker.state in states]
+
+    def suspect(self, until_ns: int) -> None:
+        self.suspected_until_ns.append(until_ns)
+
+    def sound_slots(self, now_ns: int) -> int:
+        self.suspected_until_ns = [until for until in self.suspected_until_ns if until > now_ns]
+        return max(0, self.slots - len(self.suspected_until_ns))
+
+    def room(self, ranks_per_worker: int, now_ns: int, *states: str) -> int:
+        """Workers that a world could have here, out of standbys in these states."""
+        return min(self.sound_slots(now_ns), len(self.standbys(*states)) // ranks_per_worker)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One rank's place in a world."""
+
+    worker: str
+    agent: str
+    node: str
+    host: str
+    address: Address
+    rank: int
+    local_rank: int
+    local_world_size: int
+
+
+@dataclass(slots=True)
+class World:
+    """One generation. Its members and its source never change."""
+
+    generation: int
+    members: tuple[Member, ...]
+    sources: frozenset[Address]
+    """Memory servers that its state is read from."""
+    planned_ns: int
+    ends: dict[int, Left] = field(default_factory=dict)
+    """How ranks left, by rank."""
+    stepped: bool = False
+    settled: bool = False
+    """Older state was let go."""
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+    def member(self, worker: str) -> Member | None:
+        return next((member for member in self.members if member.worker == worker), None)
+
+    def on(self, agent: str) -> list[Member]:
+        return [member for member in self.members if member.agent == agent]
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        return frozenset(member.node for member in self.members)
+
+    @property
+    def empty(self) -> bool:
+        """Every rank has left."""
+        return len(self.ends) == self.size
+
+    @property
+    def finished(self) -> bool:
+        """Some rank has finished the job."""
+        return any(left.reason in SUCCEEDED for left in self.ends.values())
+
+    @property
+    def result(self) -> Left | None:
+        """How rank 0 finished the job, when it has."""
+        left = self.ends.get(0)
+        return left if left is not None and left.reason in SUCCEEDED else None
+
+
+def places(
+    agents: Iterable[AgentSeen], workers: int, ranks_per_worker: int, before: Sequence[Member], now_ns: int
+) -> tuple[Member, ...]:
+    """Members of a world of so many workers on these agents, in rank order. There must be room for it."""
+    agents = sorted(agents, key=_seniority(before))
+    chosen: list[tuple[AgentSeen, list[Worker]]] = []
+    free = workers
+    for agent in agents:
+        count = min(free, agent.room(ranks_per_worker, now_ns, READY))
+        if count:
+            chosen.append((agent, agent.standbys(READY)[: count * ranks_per_worker]))
+            free -= count
+    if free:
+        raise ValueError(f"no room for {workers} workers: {free} too many")
+    flat = [(agent, worker, local, len(own)) for agent, own in chosen for local, worker in enumerate(own)]
+    return tuple(
+        Member(worker.worker, agent.agent, agent.node, agent.host, agent.address, rank, local, local_size)
+        for rank, (agent, worker, local, local_size) in enumerate(flat)
+    )
+
+
+def _seniority(before: Sequence[Member]) -> Callable[[AgentSeen], tuple[int, int]]:
+    first_rank: dict[str, int] = {}
+    for member in before:
+        first_rank.setdefault(member.node, member.rank)
+    return lambda agent: (first_rank.get(agent.node, len(before)), agent.order)
+
+
+def replica_of(member: Member, members: Sequence[Member]) -> Address | None:
+    """The memory that keeps a copy of this member's shard: of the next rank on another node; None when there is none."""
+    for offset in range(1, len(members)):
+        other = members[(member.rank + offset) % len(members)]
+        if other.node != member.node:
+            return other.address
+    return None
+
+
+class Roster:
+    """All agents that are there, and the standbys they should have."""
+
+    def __init__(self, terms: Terms, limits: Limits, judgements: Judgements, warnings: Warnings, prefix: str) -> None:
+        self.agents: dict[str, AgentSeen] = {}
+        self._ranks = terms.ranks_per_worker
+        self._limits = limits
+        self._judgements = judgements
+        self._warnings = warnings
+        self._prefix = prefix
+        self._arrived = 0
+        self._spawned = 0
+
+    def add(self, hello: Hello, now_ns: int) -> AgentSeen:
+        self._arrived += 1
+        agent = AgentSeen.of(hello, self._arrived, now_ns)
+        self.agents[hello.agent] = agent
+        return agent
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        return {name: agent.address for name, agent in self.agents.items()}
+
+    def workers(self) -> list[Worker]:
+        return [worker for agent in self.agents.values() for worker in agent.workers.values()]
+
+    def open(self, world: World) -> list[Worker]:
+        """Workers of the world that have not left, in rank order, of agents that are there."""
+        found = []
+        for member in world.members:
+            agent = self.agents.get(member.agent)
+            worker = None if agent is None else agent.workers.get(member.worker)
+            if worker is not None:
+                found.append(worker)
+        return found
+
+    def usable(self, now_ns: int) -> list[AgentSeen]:
+        """Agents whose slots count: on nodes that nobody leaves, and that are not in quarantine."""
+        return [
+            agent
+            for agent in self.agents.values()
+            if not self._warnings.leaving((agent.node,), now_ns) and self._judgements.usable(agent.node, now_ns)
+        ]
+
+    def room(self, now_ns: int, *states: str) -> int:
+        """Workers that a world could have, out of standbys in these states."""
+        return sum(agent.room(self._ranks, now_ns, *states) for agent in self.usable(now_ns))
+
+    def going_slots(self, now_ns: int) -> int:
+        """Slots on nodes that are being left."""
+        return sum(agent.slots for agent in self.agents.values() if self._warnings.leaving((agent.node,), now_ns))
+
+    def fill(self, now_ns: int) -> list[Tell]:
+        """Spawn what is missing of one standby a rank of every usable slot, and end those that take too long."""
+        tells = []
+        for agent in self.usable(now_ns):
+            for worker in agent.standbys(WARMING):
+                if now_ns - worker.born_ns > self._limits.standby_ns:
+                    worker.doomed = True
+                    tells.append(Tell(agent.agent, Kill(worker.worker, "it did not become ready")))
+            if now_ns < agent.spawn_after_ns:
+                continue
+            for _ in range(agent.slots * self._ranks - len(agent.standbys(WARMING, READY))):
+                self._spawned += 1
+                worker = Worker(f"{self._prefix}{self._spawned}", agent.agent, born_ns=now_ns)
+                agent.workers[worker.worker] = worker
+                tells.append(Tell(agent.agent, Spawn(worker.worker)))
+        return tells
+
+    def sentence(self, now_ns: int) -> str:
+        """Who is there, for a person."""
+        ready, possible = self.room(now_ns, READY), self.room(now_ns, READY, WARMING)
+        parts = [f"{len(self.agents)} agents", f"{ready} workers ready", f"{possible - ready} warming up"]
+        if going := self.going_slots(now_ns):
+            parts.append(f"{going} slots on nodes that are being left")
+        return ", ".join(parts)

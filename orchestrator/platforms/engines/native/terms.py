@@ -1,0 +1,135 @@
+"""What a gang is held to: its sizes, the limits of its patience, and the judgements that others make for it.
+
+Durations here are in nanoseconds of a monotonic clock. Each limit says why it is what it is; none is a bar of speed, they
+bound how long something that went wrong is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from orchestrator.platforms.engines.base import RunRequest
+
+MILLISECOND = 1_000_000
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the request says of the gang's shape. Sizes count workers; a worker has `ranks_per_worker` ranks."""
+
+    sizes: tuple[int, ...]
+    """The numbers of workers that a world may have, ascending."""
+    ranks_per_worker: int = 1
+    elastic: bool = True
+
+    @classmethod
+    def of(cls, request: RunRequest) -> Terms:
+        sizes = request.sizes if request.elastic else (request.workers,)
+        return cls(sizes, request.ranks_per_worker, request.elastic)
+
+    def fit(self, target: int, room: int) -> int | None:
+        """The largest allowed size within `target` and `room`; None when not even the smallest has room. A target below
+        the smallest size means the smallest."""
+        within = min(max(target, self.sizes[0]), room)
+        return max((size for size in self.sizes if size <= within), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long what is waited for."""
+
+    silence_ns: int = 2_500 * MILLISECOND
+    """An agent from which nothing came for so long counts as lost. Beats come every 0.1 s; a loaded machine delays them
+    by some tenths of a second."""
+    stall_ns: int = 500 * MILLISECOND
+    """When the coordinator itself did not run for so long, that time is nobody's silence."""
+    inventory_ns: int = SECOND
+    """For all agents to say what their memory holds, when what the others said makes a whole state."""
+    inventory_hard_ns: int = 5 * SECOND
+    """The same when it does not: better some seconds late than back to the checkpoint."""
+    leave_ns: int = 5 * SECOND
+    """For a killed worker to be gone. A process that holds a GPU's memory takes a while."""
+    forming_ns: int = 180 * SECOND
+    """From the plan to the first moment in which all members run: process group, state, first graph."""
+    regroup_ns: int = 30 * SECOND
+    """For the members to finish their step and leave, once asked; twice the hang limit where that is longer."""
+    dump_ns: int = 500 * MILLISECOND
+    """For stacks to come, before what does not step is given up."""
+    grace_ns: int = SECOND
+    """How long a rank that lost its peers waits for the peer's own story, and an error for other ranks' errors."""
+    gather_ns: int = 10 * SECOND
+    """For the whole gang to be ready at an attempt's beginning, when fewer would do."""
+    warm_ns: int = SECOND
+    """For standbys that are still warming up when a larger world could be had with them: about what another transition
+    would cost."""
+    standby_ns: int = 300 * SECOND
+    """For a standby to be ready."""
+    start_ns: int = 180 * SECOND
+    """For the first world to be planned."""
+    patience_ns: int = 300 * SECOND
+    """For workers to come back when there are too few. Then the attempt ends, and the lifecycle decides."""
+    adopt_ns: int = 10 * SECOND
+    """For all agents of a running world to come back to a coordinator that is new."""
+    coalesce_ns: int = 500 * MILLISECOND
+    """Notices without a deadline that come within this time are one transition."""
+    horizon_ns: int = 1_800 * SECOND
+    """A notice whose deadline is further away than this changes nothing yet."""
+    suspect_ns: int = 60 * SECOND
+    """For this long a slot whose worker did not answer is not used."""
+    fruitful_ns: int = 60 * SECOND
+    """A world that ran so long was not in vain, also when it never told of a step."""
+    fruitless_worlds: int = 5
+    """So many worlds in a row lost by their workers before their first step end the attempt."""
+    standby_failures: int = 3
+    """So many standbys in a row that fail end an attempt in which none was ever ready."""
+
+
+class AfterHysteresis:
+    """Grow when the same larger size was to be had for a while. What decides where no policy is given."""
+
+    def __init__(self, steady_ns: int = 5 * SECOND) -> None:
+        self._steady_ns = steady_ns
+        self._seen: tuple[int, int] | None = None
+        self._since_ns = 0
+        self._asked_ns = 0
+
+    def __call__(self, now_ns: int, from_workers: int, to_workers: int) -> bool:
+        if self._seen != (from_workers, to_workers) or now_ns - self._asked_ns > self._steady_ns:
+            self._seen = (from_workers, to_workers)
+            self._since_ns = now_ns
+        self._asked_ns = now_ns
+        return now_ns - self._since_ns >= self._steady_ns
+
+
+def _no_limit() -> int | None:
+    return None
+
+
+def _lead() -> int:
+    return 5 * SECOND
+
+
+def _usable(node: str, now_ns: int) -> bool:
+    return True
+
+
+def _unheard(node: str, reason: str, now_ns: int) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """What the gang asks others about. All are called on the coordinator's thread and answer at once."""
+
+    hang_limit_ns: Callable[[], int | None] = _no_limit
+    """How long a running world may go without a step; None: not known yet, nothing counts as hung."""
+    worth_growing: Callable[[int, int, int], bool] = field(default_factory=AfterHysteresis)
+    """(now_ns, from, to) in workers. Asked often while a larger world could be had."""
+    lead_ns: Callable[[], int] = _lead
+    """How long before a notice's deadline its node is left: p99 of a publish, the forming that reads from it, a margin."""
+    usable: Callable[[str, int], bool] = _usable
+    """(node, now_ns): False while a node is in quarantine."""
+    fault: Callable[[str, str, int], None] = _unheard
+    """(node, reason, now_ns): told of every fault that has a place."""

@@ -1,0 +1,145 @@
+"""Random histories of a gang: nodes and workers come, die, freeze, are cut off and announced to go, in any order.
+
+While it lasts, `Cluster` checks every command: no world beside another, no plan on a node that is being left or with a
+worker that is known to be gone, no source that is not whole. When the faults stop, the gang must come to rest.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from orchestrator.platforms.engines.native import messages as m
+from orchestrator.platforms.engines.native.commands import Tell
+from orchestrator.platforms.engines.native.gang import State
+from tests.engines.gang_world import SECOND, Cluster, SimAgent, SimWorker
+
+SIZES = ((1, 2, 3), (1, 2, 4), (2, 3, 4), (3,), (2, 4))
+
+
+def history(seed: int) -> Cluster:
+    """One history, until it has come to rest; asserts what must hold on the way and at the end."""
+    chance = random.Random(seed)
+    cluster = Cluster(
+        chance.choice(SIZES),
+        seed=seed,
+        ranks_per_worker=chance.choice((1, 1, 1, 2)),
+        loops_hear_regroup=chance.random() < 0.9,
+        delay_ns=(1_000_000, chance.choice((5_000_000, 60_000_000))),
+    )
+    nodes = 0
+    for _ in range(chance.randint(1, 4)):
+        nodes += 1
+        cluster.start(f"n{nodes}", slots=chance.choice((1, 1, 2)))
+    faults = chance.randint(3, 14)
+    for _ in range(faults):
+        cluster.run(chance.choice((0.0, 0.02, 0.1, 0.3, 1.0, 3.0)) * chance.random())
+        if cluster.outcome is not None:
+            break
+        agents = [agent for agent in cluster.agents.values() if agent.alive]
+        agent: SimAgent | None = chance.choice(agents) if agents else None
+        workers: list[SimWorker] = [w for w in agent.workers.values() if w.alive] if agent else []
+        fault = chance.randrange(12)
+        if fault <= 2 or agent is None:
+            nodes += 1
+            cluster.start(f"n{nodes}", slots=chance.choice((1, 2)))
+        elif fault == 3:
+            cluster.kill_node(agent)
+        elif fault == 4:
+            for dying in chance.sample(agents, min(2, len(agents))):
+                cluster.kill_node(dying)
+        elif fault == 5 and workers:
+            cluster.kill_worker(chance.choice(workers))
+        elif fault == 6 and workers:
+            cluster.kill_worker(chance.choice(workers), "ApplicationError", collateral=True)
+        elif fault == 7 and workers:
+            chance.choice(workers).frozen = True
+        elif fault == 8:
+            cluster.cut(agent)
+        elif fault == 9:
+            cluster.notice(agent, chance.choice((None, 0.5, 2.0, 8.0)))
+        elif fault == 10:
+            cluster.feed(cluster.gang.resize(chance.randint(1, 5), cluster.now_ns))
+        elif fault == 11:
+            cluster.new_coordinator(f"c{seed}-{nodes}-")
+        stale(cluster)
+    for agent in list(cluster.agents.values()):
+        if agent.cut:
+            cluster.heal(agent)
+        if agent.node in cluster.warned:
+            cluster.kill_node(agent)
+    cluster.run(30)
+    at_rest(cluster)
+    return cluster
+
+
+def stale(cluster: Cluster) -> None:
+    """Word of an older generation, out of the past: nothing may follow from it."""
+    gang = cluster.gang
+    agents = list(gang.roster.agents)
+    present = {worker.worker for worker in gang.roster.workers()}
+    old = [plan for plan in cluster.past if plan.generation < gang.generation and plan.worker not in present]
+    if not old or not agents or cluster.outcome is not None:
+        return
+    cluster.feed(gang.tick(cluster.now_ns))
+    plan, agent = old[-1], agents[0]
+    before = (gang.state, gang.generation, gang.world)
+    for message in (
+        m.Left(plan.worker, plan.generation, "ApplicationError", "long ago"),
+        m.Beat((m.WorkerBeat(plan.worker, m.RUNNING, plan.generation, 10**6, 10 * SECOND),)),
+        m.Inventory(0, (m.Shard(plan.generation, 1, 0, 10**9),)),
+    ):
+        commands = gang.heard(agent, message, cluster.now_ns)
+        assert [c for c in commands if not (isinstance(c, Tell) and isinstance(c.message, m.Kill))] == []
+        assert (gang.state, gang.generation, gang.world) == before
+
+
+def at_rest(cluster: Cluster) -> None:
+    gang = cluster.gang
+    if cluster.outcome is not None:
+        assert gang.state is State.ENDED
+        assert cluster.outcome.message
+        return
+    story = cluster.story()
+    assert gang.state in (State.STEADY, State.WAITING), story
+    assert {a.agent for a in cluster.agents.values() if a.alive} == set(gang.roster.agents), story
+    there = [a for a in cluster.agents.values() if a.alive and a.node not in cluster.warned]
+    size = cluster.terms.fit(gang.target, sum(a.slots for a in there))
+    if size is None:
+        assert gang.state is State.WAITING, story
+        return
+    assert gang.state is State.STEADY, story
+    world = gang.world
+    assert world is not None
+    if cluster.loops_hear_regroup:
+        assert world.size == size * cluster.terms.ranks_per_worker, story
+    step = cluster.steps[gang.generation]
+    cluster.run(1)
+    assert cluster.steps[gang.generation] > step, "the world that remains makes no step"
+    running = {w.generation for a in there for w in a.workers.values() if w.alive and w.generation}
+    assert running == {gang.generation}
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 60, 10)], ids=str)
+def test_every_history_comes_to_rest(seeds: range) -> None:
+    """Once faults stop, a gang trains at the largest size that has room, waits for more workers, or has ended with a
+    reason; and nothing on the way was ever wrong."""
+    for seed in seeds:
+        try:
+            history(seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_thousands_of_histories_come_to_rest() -> None:
+    """The same over many more."""
+    for seed in range(1_000, 4_000):
+        try:
+            history(seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
