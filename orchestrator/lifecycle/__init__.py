@@ -11,12 +11,15 @@ from orchestrator.lifecycle.commands import (
     HoldMachines,
     KillAttempt,
     ReleaseMachines,
+    ReleaseSlots,
     SaveCheckpoint,
     SettleWork,
     StartAttempt,
     StopAttempt,
+    WishSize,
 )
 from orchestrator.lifecycle.events import (
+    VOLUNTARY,
     Admitted,
     AttemptEnded,
     CancelRequested,
@@ -26,19 +29,25 @@ from orchestrator.lifecycle.events import (
     CheckpointRestored,
     Event,
     FirstStepDone,
+    MemoryTakenUp,
     Queued,
     ResumeRequested,
+    ScaleRequested,
     StartDeadlinePassed,
     StopOverdue,
     Submitted,
     SuspendRequested,
     TooLargeForCluster,
+    WorldFormed,
+    WorldLost,
 )
-from orchestrator.lifecycle.machine import Decision, Limits, Refusal, check_invariants, transition
+from orchestrator.lifecycle.limits import Limits, Refusal
+from orchestrator.lifecycle.machine import Decision, check_invariants, transition
 from orchestrator.lifecycle.reasons import Budget, TerminationReason
-from orchestrator.lifecycle.state import Activity, JobState, Phase, StoryEntry
+from orchestrator.lifecycle.state import Activity, Disruption, JobState, Phase, StoryEntry
 
 __all__ = [
+    "VOLUNTARY",
     "Activity",
     "Admitted",
     "AttemptEnded",
@@ -51,18 +60,22 @@ __all__ = [
     "CheckpointRestored",
     "Command",
     "Decision",
+    "Disruption",
     "Event",
     "FirstStepDone",
     "HoldMachines",
     "JobState",
     "KillAttempt",
     "Limits",
+    "MemoryTakenUp",
     "Phase",
     "Queued",
     "Refusal",
     "ReleaseMachines",
+    "ReleaseSlots",
     "ResumeRequested",
     "SaveCheckpoint",
+    "ScaleRequested",
     "SettleWork",
     "StartAttempt",
     "StartDeadlinePassed",
@@ -73,6 +86,9 @@ __all__ = [
     "SuspendRequested",
     "TerminationReason",
     "TooLargeForCluster",
+    "WishSize",
+    "WorldFormed",
+    "WorldLost",
     "check_invariants",
     "transition",
 ]

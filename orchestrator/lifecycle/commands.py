@@ -1,6 +1,8 @@
-"""What the shell is to do after a transition. `HoldMachines`, `ReleaseMachines`, `BookActivity` and `SettleWork` are
-ledger entries and go into the same commit as the new state; the others are carried out after the commit, and doing one
-twice must do no harm."""
+"""What the shell is to do after a transition. `HoldMachines`, `ReleaseMachines`, `ReleaseSlots`, `BookActivity` and
+`SettleWork` are ledger entries and go into the same commit as the new state; the others are carried out after the commit,
+and doing one twice must do no harm.
+
+The machines of an elastic job are held and released as its engine tells of slots, so there is no command that holds them."""
 
 from __future__ import annotations
 
@@ -27,6 +29,11 @@ class ReleaseMachines(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseSlots(Command):
+    """An attempt of an elastic job is over: the machines of its slots are given back. The job's driver stays."""
+
+
+@dataclass(frozen=True, slots=True)
 class BookActivity(Command):
     """From `at_ns` on, the job's machines are busy with `activity`."""
 
@@ -36,11 +43,12 @@ class BookActivity(Command):
 
 @dataclass(frozen=True, slots=True)
 class SettleWork(Command):
-    """Decide on the training that is still at risk and was done before `until_ns` (None: on all of it): it was useful,
-    or it is lost."""
+    """Decide on the training that is still at risk and was done between `from_ns` and `until_ns` (None: until now): it was
+    useful, or it is lost."""
 
     until_ns: int | None
     useful: bool
+    from_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +76,11 @@ class KillAttempt(Command):
 @dataclass(frozen=True, slots=True)
 class SaveCheckpoint(Command):
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WishSize(Command):
+    """Tell the gang how many workers are wished for."""
+
+    attempt: int
+    workers: int

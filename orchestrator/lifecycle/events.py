@@ -1,8 +1,9 @@
-"""What can happen to a job. Every event carries its time; events of an attempt carry the attempt's number."""
+"""What can happen to a job. Every event carries its time; events of an attempt carry the attempt's number, and those that
+only mean something in one world of it the world's generation (1 where an engine has one world an attempt)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,7 @@ class Event:
 class Submitted(Event):
     workers: int
     suspended: bool = False
+    elastic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Queued(Event):
 
 @dataclass(frozen=True, slots=True)
 class Admitted(Event):
-    """There is room for the whole gang and it is given to this job."""
+    """There is room for the whole gang (of an elastic job: for its smallest size), and it is given to this job."""
 
     message: str
 
@@ -46,8 +48,43 @@ class AttemptEvent(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointRestored(AttemptEvent):
-    """The gang of this attempt stands and has taken up state; `step` 0 and no uri mean a start from the beginning.
+class WorldEvent(AttemptEvent):
+    generation: int = field(default=1, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class WorldFormed(WorldEvent):
+    """A world is planned, and its ranks are told."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorldLost(WorldEvent):
+    """The world of this generation is lost, or is left on purpose; `VOLUNTARY` holds the reasons of the latter. `began_ns`:
+    when it stopped training. `target`: workers of the next world as far as is known, 0 when they have to be waited for."""
+
+    reason: str
+    message: str
+    began_ns: int
+    target: int
+
+
+VOLUNTARY = frozenset({"Notice", "Joined", "Resized", "Regrouped"})
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTakenUp(WorldEvent):
+    """The gang of this world has taken up the state of `step` from memory. `covers_ns`: when that step ended, no later than
+    now; None when that is not known."""
+
+    step: int
+    covers_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRestored(WorldEvent):
+    """The gang of this world stands and has taken up state; `step` 0 and no uri mean a start from the beginning.
     `covers_ns`: the end of the step whose state was taken up, no later than now; None when there is none."""
 
     step: int
@@ -56,8 +93,8 @@ class CheckpointRestored(AttemptEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class FirstStepDone(AttemptEvent):
-    """The attempt's first step is done; later steps are progress, not transitions."""
+class FirstStepDone(WorldEvent):
+    """The world's first step is done; later steps are progress, not transitions."""
 
     step: int
 
@@ -72,8 +109,8 @@ class CheckpointCommitted(AttemptEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class CaughtUp(AttemptEvent):
-    """An attempt that began before the newest settled step has reached that step again. Comes after its first step."""
+class CaughtUp(WorldEvent):
+    """A world that began before the newest settled step has reached that step again. Comes after its first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +146,10 @@ class ResumeRequested(Event):
 @dataclass(frozen=True, slots=True)
 class CheckpointRequested(Event):
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRequested(Event):
+    """Somebody wishes for so many workers."""
+
+    workers: int

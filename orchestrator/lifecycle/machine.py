@@ -14,7 +14,8 @@ nothing.
 
 Every loop ends: an attempt has made progress only when it brought a step beyond the newest one known, or a checkpoint
 beyond the newest settled one. Both are bounded by the length of the training, and `Limits.max_fruitless_attempts`
-bounds the attempts between them, so a step that kills every attempt cannot be redone for ever.
+bounds the attempts between them, so a step that kills every attempt cannot be redone for ever. The same holds for the
+worlds inside an attempt (see `worlds`).
 """
 
 from __future__ import annotations
@@ -24,30 +25,22 @@ from dataclasses import dataclass, replace
 
 from orchestrator.domain.errors import InternalError
 from orchestrator.lifecycle import events as on
+from orchestrator.lifecycle import worlds
 from orchestrator.lifecycle.commands import (
     BookActivity,
     Command,
     HoldMachines,
     KillAttempt,
     ReleaseMachines,
+    ReleaseSlots,
     SaveCheckpoint,
     SettleWork,
     StartAttempt,
     StopAttempt,
 )
+from orchestrator.lifecycle.limits import Limits, Refusal, Result, charged, end, sentences
 from orchestrator.lifecycle.reasons import Budget, TerminationReason
-from orchestrator.lifecycle.state import Activity, JobState, Phase, StoryEntry
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What `spec.failure` allows. None means unlimited."""
-
-    max_restarts: int = 0
-    max_preemptions: int | None = None
-    max_fruitless_attempts: int = 5
-    """Lost attempts in a row without progress (see `JobState.progressed`), after which the job is in a crash loop."""
-
+from orchestrator.lifecycle.state import KEPT_DISRUPTIONS, Activity, Disruption, JobState, Phase, StoryEntry
 
 MAX_DELAY_SECONDS = 300.0
 """Longest pause before a further attempt; the machines are paid for meanwhile."""
@@ -61,13 +54,7 @@ class Decision:
     """None when the event was stale, or asked for what is under way, and changed nothing."""
 
 
-class Refusal(Exception):
-    """A request that the job's phase does not allow; the message is for the user."""
-
-
-_Result = tuple[JobState, Sequence[Command], str, str]
-"""new state, commands, reason, message"""
-_Handler = Callable[[JobState, on.Event, Limits], _Result]
+_Handler = Callable[[JobState, on.Event, Limits], Result]
 
 
 def transition(state: JobState | None, event: on.Event, limits: Limits, story: Sequence[StoryEntry] = ()) -> Decision:
@@ -80,8 +67,10 @@ def transition(state: JobState | None, event: on.Event, limits: Limits, story: S
     if isinstance(event, on.AttemptEvent):
         if not state.phase.holds_machines or event.attempt != state.attempt:
             return Decision(state)
+        if isinstance(event, on.WorldEvent) and _of_another_world(state, event):
+            return Decision(state)
         if not isinstance(event, on.StopOverdue):
-            state = replace(state, attempt_seen=True)
+            state = state if state.attempt_seen else replace(state, attempt_seen=True)
         elif state.stopping is None:
             return Decision(state)
     handler = _TABLE.get((state.phase, type(event)))
@@ -98,26 +87,33 @@ def transition(state: JobState | None, event: on.Event, limits: Limits, story: S
     return Decision(after, tuple(commands), entry)
 
 
+def _of_another_world(state: JobState, event: on.WorldEvent) -> bool:
+    return event.generation <= state.lost_generation or event.generation < state.generation
+
+
 def _submitted(event: on.Submitted) -> Decision:
     phase = Phase.SUSPENDED if event.suspended else Phase.PENDING
     message = "accepted, and suspended as the job file asks" if event.suspended else "accepted"
     reason = TerminationReason.SUSPENDED.value if event.suspended else None
-    state = JobState(phase, event.at_ns, event.at_ns, event.workers, reason=reason, message=message)
+    state = JobState(
+        phase, event.at_ns, event.at_ns, event.workers, elastic=event.elastic, reason=reason, message=message
+    )
     return Decision(state, (), StoryEntry(event.at_ns, "Submitted", "", phase, "Submitted", message))
 
 
-def _queued(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _queued(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.Queued)
     return replace(state, phase=Phase.QUEUED, message=event.message), (), "Queued", event.message
 
 
-def _admitted(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _admitted(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.Admitted)
     first = state.attempt == 0
     attempt = state.attempt + 1
     activity = Activity.PROVISIONING if first else Activity.RESTART
     after = _new_attempt(state, Phase.PROVISIONING if first else Phase.RECOVERING, attempt, event.message)
-    commands = (HoldMachines(state.workers), BookActivity(activity, event.at_ns), StartAttempt(attempt))
+    hold = () if state.elastic else (HoldMachines(state.workers),)
+    commands = (*hold, BookActivity(activity, event.at_ns), StartAttempt(attempt))
     return replace(after, fruitless_attempts=0), commands, "Admitted", event.message
 
 
@@ -130,41 +126,40 @@ def _new_attempt(state: JobState, phase: Phase, attempt: int, message: str) -> J
         attempt_step=0,
         restored_step=None,
         progressed=False,
+        generation=0,
+        lost_generation=0,
+        world_workers=None,
+        world_progressed=False,
+        fruitless_worlds=0,
         message=message,
     )
 
 
-def _too_large(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _too_large(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.TooLargeForCluster)
-    return _end(state, event, TerminationReason.NO_CAPACITY, event.message, ())
+    return end(state, event, TerminationReason.NO_CAPACITY, event.message, ())
 
 
-def _start_deadline(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _start_deadline(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.StartDeadlinePassed)
-    return _end(state, event, TerminationReason.START_DEADLINE_EXCEEDED, event.message, ())
+    return end(state, event, TerminationReason.START_DEADLINE_EXCEEDED, event.message, ())
 
 
-def _end(
-    state: JobState, event: on.Event, reason: TerminationReason, message: str, commands: Sequence[Command]
-) -> _Result:
-    phase = reason.consequence.phase
-    text = " ".join(part for part in (reason.consequence.sentence, message) if part)
-    ended_ns = event.at_ns if phase.ended else None
-    after = replace(state, phase=phase, stopping=None, ended_ns=ended_ns, reason=reason.value, message=text)
-    return after, commands, reason.value, text
-
-
-def _restored(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _restored(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.CheckpointRestored)
     place = f"continues from step {event.step} ({event.uri})" if event.uri else "starts from the beginning"
     message = f"attempt {event.attempt} {place}"
+    decided = state.restored_step is not None or state.phase is Phase.RUNNING
     after = replace(
         state,
         step=max(state.step, event.step),
-        attempt_step=max(state.attempt_step, event.step),
+        attempt_step=max(state.attempt_step, event.step) if decided else event.step,
         restored_step=event.step,
+        generation=event.generation,
         message=message,
     )
+    if not decided:
+        after = _world_redoes(after, event.step).mended(step=event.step)
     if state.restored_step is None and event.uri != state.checkpoint_uri:
         # What was the newest checkpoint is refused or gone, or a newer one became durable unheard.
         after = replace(
@@ -173,7 +168,7 @@ def _restored(state: JobState, event: on.Event, _: Limits) -> _Result:
             checkpoint_uri=event.uri,
             checkpoint_ns=event.at_ns if event.uri else None,
         )
-    if state.restored_step is not None or state.phase is Phase.RUNNING:
+    if decided:
         return after, (), "Restored", message  # what survived is decided already
     commands: tuple[Command, ...] = (_REST_IS_LOST,)
     if event.step > state.settled_step and event.covers_ns is not None:
@@ -182,28 +177,44 @@ def _restored(state: JobState, event: on.Event, _: Limits) -> _Result:
     return after, commands, "Restored", message
 
 
-def _first_step(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _world_redoes(state: JobState, step: int) -> JobState:
+    """Counts a world of this attempt that was lost and of which memory kept nothing."""
+    last = state.disruptions[-1] if state.disruptions else None
+    if last is None or last.voluntary or (last.attempt, last.generation) != (state.attempt, state.lost_generation):
+        return state
+    return replace(state, interruptions=state.interruptions + (step < last.step))
+
+
+def _first_step(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.FirstStepDone)
-    message = f"attempt {event.attempt} trains; its first step was {event.step}"
+    who = f"attempt {event.attempt}" if event.generation == 1 else f"generation {event.generation}"
+    size = f" with {worlds.count(state.world_workers)}" if state.world_workers is not None else ""
+    message = f"{who} trains{size}; its first step was {event.step}"
     after = replace(
         state.at_step(event.step),
         phase=Phase.RUNNING,
+        generation=event.generation,
         started_ns=state.started_ns if state.started_ns is not None else event.at_ns,
         message=message,
     )
+    workers = state.world_workers if state.world_workers is not None else state.workers
+    after = after.mended(workers_after=workers, back_ns=event.at_ns)
     commands: tuple[Command, ...] = (BookActivity(Activity.TRAINING, event.at_ns),)
     if state.restored_step is None and state.phase is not Phase.RUNNING:
         commands = (_REST_IS_LOST, *commands)  # it never said what it took up, so nothing shows that anything survived
     return after, commands, "Training", message
 
 
-def _committed(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _committed(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.CheckpointCommitted)
     beyond = event.step > state.settled_step
     after = state.at_step(event.step)
     after = replace(
         after,
+        # Between two worlds the gang stands nowhere; what it takes up will say where.
+        attempt_step=after.attempt_step if state.lost_generation < max(1, state.generation) else state.attempt_step,
         progressed=after.progressed or beyond,
+        world_progressed=after.world_progressed or beyond,
         checkpoint_step=event.step,
         checkpoint_uri=event.uri,
         checkpoint_ns=event.at_ns,
@@ -213,12 +224,12 @@ def _committed(state: JobState, event: on.Event, _: Limits) -> _Result:
     return after, (settle,), "CheckpointCommitted", f"step {event.step}: {event.uri}"
 
 
-def _caught_up(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _caught_up(state: JobState, event: on.Event, _: Limits) -> Result:
     message = f"step {state.settled_step} is reached again; what was redone until here is lost work"
     return state, (SettleWork(event.at_ns, useful=False),), "CaughtUp", message
 
 
-def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
+def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> Result:
     assert isinstance(event, on.AttemptEnded)
     reason, told = _reported(event)
     state = state.at_step(event.step)
@@ -230,38 +241,40 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> _Result:
         if why is TerminationReason.SUSPENDED:
             stopped = reason is TerminationReason.STOPPED
             instead = () if stopped else (f"The attempt ended on its own: {reason}", told)
-            told = _sentences(*instead, _where_resume_starts(state))
+            told = sentences(*instead, _where_resume_starts(state))
         else:
-            told = ""
-        return _end(state, event, why, told, finish)
+            told = "" if why is TerminationReason.CANCELLED else state.message
+        return end(state, event, why, told, finish)
     if not reason.consequence.retried:
-        return _end(state, event, reason, told, finish)
+        return end(state, event, reason, told, finish)
     if reason.consequence.budget is Budget.PREEMPTION and state.phase is Phase.RUNNING and state.progressed:
         state = replace(state, interruptions=state.interruptions + 1)
-    charged = state
-    if reason.consequence.budget is Budget.APPLICATION:
-        if state.application_restarts >= limits.max_restarts:
-            allowed = f"spec.failure.maxRestarts allows {limits.max_restarts} restarts after errors."
-            return _end(state, event, reason, _sentences(told, allowed), finish)
-        charged = replace(state, application_restarts=state.application_restarts + 1)
-    elif reason.consequence.budget is Budget.PREEMPTION:
-        if limits.max_preemptions is not None and state.preemption_restarts >= limits.max_preemptions:
-            last = _sentences(f"It allows {limits.max_preemptions}; last: {reason}", told)
-            return _end(state, event, TerminationReason.PREEMPTIONS_EXHAUSTED, last, finish)
-        charged = replace(state, preemption_restarts=state.preemption_restarts + 1)
+    paid, verdict = charged(state, reason, told, limits)
+    if verdict is not None:
+        return end(state, event, verdict.reason, verdict.told, finish)
     fruitless = 0 if state.progressed else state.fruitless_attempts + 1
     if fruitless >= limits.max_fruitless_attempts:
-        last = _sentences(f"{fruitless} in a row; last: {reason}", told)
+        last = sentences(f"{fruitless} in a row; last: {reason}", told)
         if state.attempt_step > (state.restored_step or 0):
             advice = f"Step {state.step} was reached before; a smaller spec.checkpoint.every keeps more of it."
-            last = _sentences(last, advice)
+            last = sentences(last, advice)
         crashed = replace(state, fruitless_attempts=fruitless)
-        return _end(crashed, event, TerminationReason.CRASH_LOOP, last, finish)
+        return end(crashed, event, TerminationReason.CRASH_LOOP, last, finish)
     attempt = state.attempt + 1
-    message = _sentences(reason.consequence.sentence, told, f"Attempt {attempt} follows.")
-    after = replace(_new_attempt(charged, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
-    commands = (BookActivity(Activity.RESTART, event.at_ns), StartAttempt(attempt, _delay_seconds(fruitless)))
+    message = sentences(reason.consequence.sentence, told, f"Attempt {attempt} follows.")
+    after = replace(_new_attempt(paid, Phase.RECOVERING, attempt, message), fruitless_attempts=fruitless)
+    if state.phase is Phase.RUNNING:
+        after = after.disrupted(_disruption(state, event, reason))
+    release = (ReleaseSlots(),) if state.elastic else ()
+    again = StartAttempt(attempt, _delay_seconds(fruitless))
+    commands = (*release, BookActivity(Activity.RESTART, event.at_ns), again)
     return after, commands, reason.value, message
+
+
+def _disruption(state: JobState, event: on.AttemptEnded, reason: TerminationReason) -> Disruption:
+    workers = state.world_workers if state.world_workers is not None else state.workers
+    step, at_ns = state.attempt_step, event.at_ns
+    return Disruption(at_ns, reason.value, False, state.attempt, state.generation, at_ns, step, workers)
 
 
 def _reported(event: on.AttemptEnded) -> tuple[TerminationReason, str]:
@@ -269,14 +282,7 @@ def _reported(event: on.AttemptEnded) -> tuple[TerminationReason, str]:
     anything) counts as an error of the job's own code."""
     if event.reason in ATTEMPT_REASONS:
         return TerminationReason(event.reason), event.message
-    return TerminationReason.APPLICATION_ERROR, _sentences(f"It reported {event.reason!r}", event.message)
-
-
-def _sentences(*parts: str) -> str:
-    """One after the other, with a full stop between where there is none; what comes last stays as it was told."""
-    said = [part.strip() for part in parts if part.strip()]
-    ended = [part if part.endswith((".", "!", "?")) else f"{part}." for part in said[:-1]]
-    return " ".join([*ended, *said[-1:]])
+    return TerminationReason.APPLICATION_ERROR, sentences(f"It reported {event.reason!r}", event.message)
 
 
 def _newest_step_is_saved(state: JobState) -> bool:
@@ -294,11 +300,11 @@ def _delay_seconds(fruitless: int) -> float:
     return 0.0 if fruitless <= 1 else min(MAX_DELAY_SECONDS, 2.0 ** min(fruitless - 1, 30))
 
 
-def _cancel_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
-    return _end(state, event, TerminationReason.CANCELLED, "", ())
+def _cancel_waiting(state: JobState, event: on.Event, _: Limits) -> Result:
+    return end(state, event, TerminationReason.CANCELLED, "", ())
 
 
-def _cancel_holding(state: JobState, event: on.Event, _: Limits) -> _Result:
+def _cancel_holding(state: JobState, event: on.Event, _: Limits) -> Result:
     if state.stopping == TerminationReason.CANCELLED.value:
         return state, (), "CancelRequested", state.message
     message = "cancelling: the workers are asked to stop"
@@ -306,13 +312,15 @@ def _cancel_holding(state: JobState, event: on.Event, _: Limits) -> _Result:
     return after, (StopAttempt(state.attempt, save=False),), "CancelRequested", message
 
 
-def _suspend_waiting(state: JobState, event: on.Event, _: Limits) -> _Result:
-    return _end(state, event, TerminationReason.SUSPENDED, _where_resume_starts(state), ())
+def _suspend_waiting(state: JobState, event: on.Event, _: Limits) -> Result:
+    return end(state, event, TerminationReason.SUSPENDED, _where_resume_starts(state), ())
 
 
-def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> Result:
     if state.stopping == TerminationReason.CANCELLED.value:
         raise Refusal("the job is being cancelled")
+    if state.stopping not in (None, TerminationReason.SUSPENDED.value):
+        raise Refusal(f"the job is being ended: {state.message}")
     if state.stopping is not None:
         return state, (), "SuspendRequested", state.message
     message = "suspending: the workers are asked to save and stop"
@@ -320,37 +328,37 @@ def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> _Result:
     return after, (StopAttempt(state.attempt, save=True),), "SuspendRequested", message
 
 
-def _suspend_suspended(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _suspend_suspended(state: JobState, _: on.Event, __: Limits) -> Result:
     return state, (), "SuspendRequested", "the job is suspended already"
 
 
-def _resume(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _resume(state: JobState, _: on.Event, __: Limits) -> Result:
     message = "resumed; waits for room"
     return replace(state, phase=Phase.PENDING, reason=None, message=message), (), "ResumeRequested", message
 
 
-def _resume_active(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _resume_active(state: JobState, _: on.Event, __: Limits) -> Result:
     if state.stopping is not None:
         raise Refusal("the job is still stopping; try again when it is Suspended")
     raise Refusal(f"the job is not suspended; it is {state.phase}")
 
 
-def _checkpoint(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _checkpoint(state: JobState, _: on.Event, __: Limits) -> Result:
     if state.stopping is not None:
         raise Refusal("the job is being stopped")
     return state, (SaveCheckpoint(state.attempt),), "CheckpointRequested", "a checkpoint is asked for"
 
 
-def _checkpoint_elsewhere(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _checkpoint_elsewhere(state: JobState, _: on.Event, __: Limits) -> Result:
     raise Refusal(f"the job does not train now; it is {state.phase}")
 
 
-def _overdue(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _overdue(state: JobState, _: on.Event, __: Limits) -> Result:
     message = "the workers did not stop in time and are killed"
     return replace(state, message=message), (KillAttempt(state.attempt),), "StopOverdue", message
 
 
-def _refuse_ended(state: JobState, _: on.Event, __: Limits) -> _Result:
+def _refuse_ended(state: JobState, _: on.Event, __: Limits) -> Result:
     raise Refusal(f"the job has ended; it is {state.phase}")
 
 
@@ -367,7 +375,7 @@ _DONE = frozenset({TerminationReason.COMPLETED, TerminationReason.EARLY_STOPPED}
 _REST_IS_LOST = SettleWork(None, useful=False)
 
 _WAITING = (Phase.PENDING, Phase.QUEUED)
-_HOLDING = (Phase.PROVISIONING, Phase.RECOVERING, Phase.RUNNING)
+_HOLDING = (Phase.PROVISIONING, Phase.RECOVERING, Phase.RUNNING, Phase.RESIZING)
 _ENDED = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 
 _TABLE: dict[tuple[Phase, type[on.Event]], _Handler] = {
@@ -391,12 +399,22 @@ _TABLE: dict[tuple[Phase, type[on.Event]], _Handler] = {
     (Phase.RUNNING, on.CheckpointRequested): _checkpoint,
     **{
         (phase, on.CheckpointRequested): _checkpoint_elsewhere
-        for phase in (*_WAITING, Phase.PROVISIONING, Phase.RECOVERING, Phase.SUSPENDED)
+        for phase in (*_WAITING, Phase.PROVISIONING, Phase.RECOVERING, Phase.RESIZING, Phase.SUSPENDED)
     },
+    **{(phase, on.WorldFormed): worlds.formed for phase in _HOLDING},
+    **{(phase, on.WorldLost): worlds.lost for phase in _HOLDING},
+    **{(phase, on.MemoryTakenUp): worlds.taken_up for phase in _HOLDING},
+    **{(phase, on.ScaleRequested): worlds.scale for phase in (*_WAITING, *_HOLDING, Phase.SUSPENDED)},
     **{
         (phase, request): _refuse_ended
         for phase in _ENDED
-        for request in (on.CancelRequested, on.SuspendRequested, on.ResumeRequested, on.CheckpointRequested)
+        for request in (
+            on.CancelRequested,
+            on.SuspendRequested,
+            on.ResumeRequested,
+            on.CheckpointRequested,
+            on.ScaleRequested,
+        )
     },
 }
 
@@ -415,12 +433,14 @@ def check_invariants(state: JobState) -> None:
         "no checkpoint is ahead of the job": (state.checkpoint_step or 0) <= state.step,
         "nothing is settled ahead of the job": state.settled_step <= state.step,
         "a checkpoint has a step, a place and a time": all(known) or not any(known),
-        "restarts do not outnumber attempts": state.application_restarts + state.preemption_restarts
-        <= max(0, state.attempt - 1),
+        "restarts do not outnumber attempts and lost worlds": state.application_restarts + state.preemption_restarts
+        <= max(0, state.attempt - 1) + state.worlds_lost,
+        "no world is lost before it is known": 0 <= state.lost_generation <= state.generation,
+        "only so many disruptions are kept": len(state.disruptions) <= KEPT_DISRUPTIONS,
         "counts are not negative and there is a worker": state.workers >= 1
         and min(state.attempt, state.step, state.attempt_step, state.fruitless_attempts) >= 0
         and min(state.interruptions, state.ran_ns) >= 0,
-        "an interruption ends an attempt": state.interruptions <= state.attempt,
+        "an interruption ends an attempt or a world": state.interruptions <= state.attempt + state.worlds_lost,
     }
     for rule, holds in rules.items():
         if not holds:

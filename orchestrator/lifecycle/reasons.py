@@ -44,6 +44,7 @@ class TerminationReason(StrEnum):
     DRIVER_LOST = "DriverLost"
     ENGINE_LOST = "EngineLost"
     PREEMPTED = "Preempted"
+    HUNG = "Hung"
     APPLICATION_ERROR = "ApplicationError"
     DATA_INVALID = "DataInvalid"
     CONFIG_INVALID = "ConfigInvalid"
@@ -89,6 +90,7 @@ _CONSEQUENCES = {
     TerminationReason.PREEMPTED: Consequence(
         _FAILED, True, _PREEMPTION, "The market took a machine back.", ExitCode.PREEMPTED_OUT
     ),
+    TerminationReason.HUNG: Consequence(_FAILED, True, _PREEMPTION, "The workers stood still.", ExitCode.PREEMPTED_OUT),
     TerminationReason.APPLICATION_ERROR: Consequence(
         _FAILED, True, _APPLICATION, "The job's own code failed.", _JOB_FAILED
     ),
@@ -115,7 +117,7 @@ _CONSEQUENCES = {
         _FAILED, False, _NONE, "No room for the job was found before spec.startDeadline.", ExitCode.NO_CAPACITY
     ),
     TerminationReason.CRASH_LOOP: Consequence(
-        _FAILED, False, _NONE, "Attempt after attempt was lost without a new step or checkpoint.", _JOB_FAILED
+        _FAILED, False, _NONE, "Again and again the workers were lost without a new step or checkpoint.", _JOB_FAILED
     ),
     TerminationReason.PREEMPTIONS_EXHAUSTED: Consequence(
         _FAILED,

@@ -18,8 +18,9 @@ class Phase(StrEnum):
     """Machines are held, workers start; no step is done yet."""
     RUNNING = "Running"
     RECOVERING = "Recovering"
-    """A further attempt starts after a loss or an error."""
+    """A further attempt, or a further world of this one, forms after a loss or an error."""
     RESIZING = "Resizing"
+    """The gang leaves one world for another on purpose: a machine was announced to go, a worker joins, a size was wished."""
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -44,6 +45,7 @@ class Activity(StrEnum):
     PROVISIONING = "provisioning"
     TRAINING = "training"
     RESTART = "restart"
+    RESIZE = "resize"
     SHUTDOWN = "shutdown"
 
 
@@ -66,6 +68,34 @@ class StoryEntry:
         return f"{self.at_ns} {self.event}: {arrow} ({self.reason}) {self.message}"
 
 
+KEPT_DISRUPTIONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Disruption:
+    """One time that training was broken off and, if it was, taken up again."""
+
+    at_ns: int
+    """When it was known."""
+    reason: str
+    """A termination reason, or why the gang changed on purpose: `Notice`, `Joined`, `Resized`."""
+    voluntary: bool
+    attempt: int
+    generation: int
+    """The world that was lost or left; 0 where the engine tells of no worlds."""
+    began_ns: int
+    """When training stopped."""
+    step: int
+    """Newest step of that world."""
+    workers_before: int
+    workers_after: int | None = None
+    """None until the next world is formed."""
+    back_ns: int | None = None
+    """When the next world's first step began; None while there is none."""
+    steps_redone: int | None = None
+    """None until it is known which step was taken up."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobState:
     """A job's life so far. `attempt` is 0 until the first attempt is started, then counts from 1."""
@@ -74,6 +104,7 @@ class JobState:
     submitted_ns: int
     phase_since_ns: int
     workers: int
+    """The number that is wished for; an elastic job may have fewer."""
     attempt: int = 0
     attempt_seen: bool = False
     """Whether anything was heard from this attempt; an attempt never seen may safely be started again as itself."""
@@ -89,9 +120,9 @@ class JobState:
     settled_step: int = 0
     """Newest step whose work was settled as useful, by a checkpoint heard of or taken up; never falls."""
     restored_step: int | None = None
-    """The step that the present attempt started from."""
+    """The step that the present attempt, or the present world of it, started from."""
     stopping: str | None = None
-    """`Cancelled` or `Suspended` while the gang is being stopped for that reason."""
+    """The termination reason for which the gang is being stopped: `Cancelled`, `Suspended`, or one that ends the job."""
     application_restarts: int = 0
     preemption_restarts: int = 0
     progressed: bool = False
@@ -99,9 +130,27 @@ class JobState:
     settled step. A step that is redone is no progress."""
     fruitless_attempts: int = 0
     """Consecutive attempts that were lost without progress."""
+    elastic: bool = False
+    """Whether workers may come and go, each machine held for as long as its slot is there."""
+    generation: int = 0
+    """Newest world of the present attempt that was heard of; 0 before the first."""
+    lost_generation: int = 0
+    """Newest world of the present attempt that is known to be lost or left."""
+    world_workers: int | None = None
+    """Workers of the newest world of the present attempt; None when the engine told of none."""
+    world_progressed: bool = False
+    """As `progressed`, of the present world."""
+    fruitless_worlds: int = 0
+    """Consecutive worlds of the present attempt that were lost or left without progress."""
+    worlds_lost: int = 0
+    """Worlds that were lost inside attempts, all attempts together."""
+    resizes: int = 0
+    """Worlds that were left on purpose, all attempts together."""
+    disruptions: tuple[Disruption, ...] = ()
+    """The newest ones, oldest first."""
     interruptions: int = 0
-    """Attempts that trained something new and were then lost with a machine or process: what saving more often would have
-    made cheaper."""
+    """Attempts that trained something new and were then lost with a machine or process, and worlds of which memory kept
+    nothing: what saving more often would have made cheaper."""
     ran_ns: int = 0
     """Time in phase Running before the present spell of it, all attempts together."""
     started_ns: int | None = None
@@ -118,7 +167,16 @@ class JobState:
             attempt_step=max(self.attempt_step, step),
             attempt_seen=True,
             progressed=self.progressed or step > self.step,
+            world_progressed=self.world_progressed or step > self.step,
         )
+
+    def disrupted(self, disruption: Disruption) -> JobState:
+        """The same state with one more disruption; the oldest is let go when there are too many."""
+        return replace(self, disruptions=(*self.disruptions, disruption)[-KEPT_DISRUPTIONS:])
+
+    def mended(self, **facts: Any) -> JobState:
+        """The same state with `facts` told of the disruptions that have none yet. `step` stands for what was taken up."""
+        return replace(self, disruptions=tuple(_told(each, facts) for each in self.disruptions))
 
     def to_document(self) -> dict[str, Any]:
         return asdict(self)
@@ -127,4 +185,17 @@ class JobState:
     def from_document(cls, document: dict[str, Any]) -> JobState:
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in document.items() if name in known}
-        return cls(**(values | {"phase": Phase(document["phase"])}))
+        words = {field.name for field in fields(Disruption)}
+        disruptions = tuple(
+            Disruption(**{name: value for name, value in each.items() if name in words})
+            for each in document.get("disruptions", ())
+        )
+        return cls(**(values | {"phase": Phase(document["phase"]), "disruptions": disruptions}))
+
+
+def _told(disruption: Disruption, facts: dict[str, Any]) -> Disruption:
+    if disruption.back_ns is not None:
+        return disruption
+    if "step" in facts:
+        return replace(disruption, steps_redone=max(0, disruption.step - facts["step"]))
+    return replace(disruption, **{k: v for k, v in facts.items() if getattr(disruption, k) is None})

@@ -17,8 +17,8 @@ def submit() -> Iterator[MakeLife]:
     """Make a life: `submit(Limits(...))`."""
     lives: list[Life] = []
 
-    def make(limits: Limits | None = None, *, suspended: bool = False) -> Life:
-        lives.append(Life(limits, suspended=suspended))
+    def make(limits: Limits | None = None, *, suspended: bool = False, elastic: bool = False, workers: int = 2) -> Life:
+        lives.append(Life(limits, workers, suspended, elastic))
         return lives[-1]
 
     yield make

@@ -19,11 +19,15 @@ from orchestrator.lifecycle import (
     Limits,
     Phase,
     ReleaseMachines,
+    ReleaseSlots,
     SaveCheckpoint,
     StartAttempt,
     StopAttempt,
     StoryEntry,
     Submitted,
+    WishSize,
+    WorldFormed,
+    WorldLost,
     check_invariants,
     transition,
 )
@@ -34,7 +38,9 @@ SECOND = 1_000_000_000
 class Life:
     """A job that is told events, one a second. `commands` are those of the newest event."""
 
-    def __init__(self, limits: Limits | None = None, workers: int = 2, suspended: bool = False) -> None:
+    def __init__(
+        self, limits: Limits | None = None, workers: int = 2, suspended: bool = False, elastic: bool = False
+    ) -> None:
         self.limits = limits if limits is not None else Limits()
         self.now_ns = 1_000 * SECOND
         self.story: list[StoryEntry] = []
@@ -42,7 +48,7 @@ class Life:
         self.held = False
         self.attempts_started = 0
         self._state: JobState | None = None
-        self.hear(Submitted(self.now_ns, workers, suspended))
+        self.hear(Submitted(self.now_ns, workers, suspended, elastic))
 
     @property
     def state(self) -> JobState:
@@ -91,11 +97,28 @@ class Life:
         self.tell(CheckpointRestored, step=step, uri=uri, covers_ns=None)
         self.tell(FirstStepDone, step=step + 1)
 
+    def begin_world(self, generation: int, step: int) -> None:
+        """The world takes up `step` from the checkpoint and redoes the one before, so that nothing new is trained."""
+        self.tell(CheckpointRestored, step=step - 1, uri="u", covers_ns=None, generation=generation)
+        self.tell(FirstStepDone, step=step, generation=generation)
+
     def save(self, step: int) -> tuple[Command, ...]:
         return self.tell(CheckpointCommitted, step=step, uri=f"step-{step:08d}", covers_ns=self.now_ns + SECOND // 2)
 
     def lose(self, reason: str = "WorkerLost", message: str = "") -> tuple[Command, ...]:
         return self.tell(AttemptEnded, reason=reason, message=message, step=self.state.attempt_step)
+
+    def form(self, generation: int, workers: int) -> None:
+        self.tell(WorldFormed, workers=workers, generation=generation)
+
+    def lose_world(
+        self, generation: int, reason: str = "WorkerLost", message: str = "node b is gone", target: int = 1
+    ) -> tuple[Command, ...]:
+        """The world stopped training half a second before it is told."""
+        began_ns = self.now_ns + SECOND // 2
+        return self.tell(
+            WorldLost, reason=reason, message=message, began_ns=began_ns, target=target, generation=generation
+        )
 
     def events_told(self) -> list[str]:
         return [entry.event for entry in self.story]
@@ -110,7 +133,7 @@ class Life:
 
     def check(self) -> None:
         check_invariants(self.state)
-        assert self.held == self.state.phase.holds_machines
+        assert self.held == (self.state.phase.holds_machines and not self.state.elastic)
         assert self.attempts_started == self.state.attempt
 
     def _watch_story(self, before: JobState | None, entry: StoryEntry) -> None:
@@ -128,16 +151,19 @@ class Life:
             match command:
                 case HoldMachines(workers):
                     assert not self.held
+                    assert not self.state.elastic
                     assert workers == self.state.workers
                     self.held = True
                 case ReleaseMachines():
-                    assert self.held
+                    assert self.held or self.state.elastic
                     self.held = False
+                case ReleaseSlots():
+                    assert self.state.elastic
                 case StartAttempt(attempt, delay_seconds):
                     assert attempt == self.attempts_started + 1 == self.state.attempt
                     assert 0 <= delay_seconds <= 300
                     assert not self.state.phase.ended
                     self.attempts_started = attempt
-                case StopAttempt(attempt) | KillAttempt(attempt) | SaveCheckpoint(attempt):
+                case StopAttempt(attempt) | KillAttempt(attempt) | SaveCheckpoint(attempt) | WishSize(attempt):
                     assert attempt == self.state.attempt
-        assert self.held == self.state.phase.holds_machines
+        assert self.held == (self.state.phase.holds_machines and not self.state.elastic)

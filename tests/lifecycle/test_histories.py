@@ -2,7 +2,8 @@
 
 The machine under test is the lifecycle with the ledger that follows its commands, as the controller books them. The
 world around it is a model: a gang that trains, saves, dies or obeys, whose messages may come twice or too late, with
-workers' clocks that run behind the controller's, and checkpoints that are durable though nobody heard of them. (Weighted dice, not hypothesis' rules: those seldom get as far as a
+workers' clocks that run behind the controller's, and checkpoints that are durable though nobody heard of them. Half of the
+gangs are elastic: their slots come and go, and their worlds are lost, left, and taken up from memory. (Weighted dice, not hypothesis' rules: those seldom get as far as a
 second attempt, and the test counts how far it got.)
 """
 
@@ -19,6 +20,8 @@ from orchestrator.accounting import (
     Ledger,
     MachineHeld,
     MachineReleased,
+    MachineTurned,
+    Role,
     WorkSettled,
     entry_from_document,
     entry_to_document,
@@ -40,11 +43,14 @@ from orchestrator.lifecycle import (
     HoldMachines,
     KillAttempt,
     Limits,
+    MemoryTakenUp,
     Phase,
     Queued,
     Refusal,
     ReleaseMachines,
+    ReleaseSlots,
     ResumeRequested,
+    ScaleRequested,
     SettleWork,
     StartAttempt,
     StartDeadlinePassed,
@@ -53,6 +59,8 @@ from orchestrator.lifecycle import (
     SuspendRequested,
     TerminationReason,
     TooLargeForCluster,
+    WorldFormed,
+    WorldLost,
 )
 from tests.lifecycle.life import SECOND, Life
 
@@ -84,15 +92,31 @@ class Books:
                             now_ns, name, "t", "z", "on-demand", 1, PRICE, PRICE, "test", True, SECOND, 60 * SECOND
                         )
                     )
-            case ReleaseMachines():
+            case ReleaseMachines() | ReleaseSlots():
                 for machine in self.ledger.held:
                     self.append(MachineReleased(now_ns, machine))
             case BookActivity(activity, at_ns):
                 training = activity is Activity.TRAINING
                 self.append(CategoryBooked(at_ns, Category.AT_RISK.value if training else activity.value))
-            case SettleWork(until_ns, useful):
+            case SettleWork(until_ns, useful, from_ns):
                 at_ns = event.at_ns if until_ns is None else until_ns
-                self.append(WorkSettled(at_ns, useful, whole=until_ns is None))
+                self.append(WorkSettled(at_ns, useful, whole=until_ns is None, from_ns=from_ns))
+
+    def hold(self, now_ns: int, name: str, role: Role, phase: Phase) -> None:
+        """A slot is there. What the gang is busy with is booked anew when it held no machine."""
+        if not self.ledger.held:
+            self.append(CategoryBooked(now_ns, CATEGORY_IN[phase].value))
+        self.append(
+            MachineHeld(now_ns, name, "t", "z", "spot", 1, PRICE, PRICE, "test", True, SECOND, 60 * SECOND, role.value)
+        )
+
+
+CATEGORY_IN = {
+    Phase.PROVISIONING: Category.PROVISIONING,
+    Phase.RUNNING: Category.AT_RISK,
+    Phase.RECOVERING: Category.RESTART,
+    Phase.RESIZING: Category.RESIZE,
+}
 
 
 class History:
@@ -100,14 +124,26 @@ class History:
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
-        limits = Limits(max_restarts=2, max_preemptions=self.dice.choice([None, 1]), max_fruitless_attempts=3)
-        self.life = Life(limits, suspended=self.dice.random() < 0.1)
+        self.elastic = self.dice.random() < 0.5
+        limits = Limits(
+            max_restarts=2,
+            max_preemptions=self.dice.choice([None, 1, 4]),
+            max_fruitless_attempts=3,
+            max_fruitless_worlds=4,
+            sizes=(1, 2, 4) if self.elastic else (),
+        )
+        self.life = Life(limits, 4 if self.elastic else 2, suspended=self.dice.random() < 0.1, elastic=self.elastic)
         self.books = Books()
         self.started: list[int] = []
         self.sent: list[Event] = []
         self.gang_step: int | None = None
         self.saved: list[tuple[int, int]] = []
         """Step of each durable checkpoint, heard of or not, and when that step ended."""
+        self.generation = 1
+        self.formed = False
+        self.slots: set[str] = set()
+        self.memory: list[tuple[int, int]] = []
+        """Newest steps of the present attempt that memory holds, and when each ended."""
         self.asked_to_stop = False
         self.skew_ns = 0
         self.settled_before: dict[Category, int] = dict.fromkeys(SETTLED, 0)
@@ -127,6 +163,10 @@ class History:
             self.the_gang_ends: 2,
             self.the_gang_obeys: 2,
             self.patience_ends: 1,
+            self.a_slot_comes: 4 * self.elastic,
+            self.a_slot_goes: self.elastic,
+            self.a_slot_turns: 2 * self.elastic,
+            self.the_world_is_lost: 5 * self.elastic,
             self.a_message_comes_again: 2,
         }
         (act,) = self.dice.choices(list(weights), weights=list(weights.values()))
@@ -150,6 +190,7 @@ class History:
                 case StartAttempt(attempt):
                     self.started.append(attempt)
                     self.gang_step, self.asked_to_stop = None, False
+                    self.generation, self.formed, self.memory = 1, False, []
                 case StopAttempt() | KillAttempt():
                     self.asked_to_stop = True
 
@@ -183,6 +224,9 @@ class History:
         if self.life.phase is Phase.SUSPENDED and self.dice.random() < 0.8:
             self.hear(ResumeRequested(self.life.now_ns))
             return
+        if self.dice.random() < 0.3:
+            self.hear(ScaleRequested(self.life.now_ns, self.dice.randint(1, 4)))
+            return
         kinds = [SuspendRequested, ResumeRequested, CheckpointRequested, CancelRequested]
         (kind,) = self.dice.choices(kinds, weights=[10, 5, 5, 2])
         self.hear(kind(self.life.now_ns))
@@ -198,6 +242,14 @@ class History:
     def the_gang_begins(self) -> None:
         if not self.life.phase.holds_machines or self.gang_step is not None:
             return
+        if self.elastic and not self.formed:
+            self.formed = True
+            workers = self.dice.choice([1, 2, 4])
+            self.send(WorldFormed(self.worker_ns, self.life.state.attempt, workers, generation=self.generation))
+            return
+        if self.memory and self.dice.random() < 0.5:
+            self.the_gang_takes_up_memory()
+            return
         refused = self.dice.choice([0, 0, 0, 0, 1, 2, 99])
         step, covers_ns = [(0, None), *self.saved][-1 - min(refused, len(self.saved))]
         self.gang_step = step
@@ -207,12 +259,64 @@ class History:
             unheard = step > self.life.state.settled_step
             bounded = None if covers_ns is None else min(covers_ns, self.life.now_ns)
             at_risk, useful = self.spent(Category.AT_RISK), self.spent(Category.USEFUL)
-            self.send(CheckpointRestored(self.worker_ns, self.life.state.attempt, step, uri, bounded))
+            attempt = self.life.state.attempt
+            self.send(CheckpointRestored(self.worker_ns, attempt, step, uri, bounded, generation=self.generation))
             assert not self.spent(Category.AT_RISK)
             gained = self.spent(Category.USEFUL) - useful
             assert 0 <= gained <= (at_risk if unheard else 0)
             self.happened["unheard checkpoint saves work"] += gained > 0
             self.happened["rest is lost"] += gained < at_risk
+
+    def the_gang_takes_up_memory(self) -> None:
+        """The newest step, or one before it; what was trained after it is lost, and nothing else."""
+        step, covers_ns = self.dice.choice(self.memory)
+        self.memory = [each for each in self.memory if each[0] <= step]
+        self.gang_step = step
+        self.later(3_000)
+        if self.dice.random() < 0.9:
+            at_risk, lost = self.spent(Category.AT_RISK), self.spent(Category.LOST_WORK)
+            bounded = min(covers_ns, self.life.now_ns)
+            attempt = self.life.state.attempt
+            self.send(MemoryTakenUp(self.worker_ns, attempt, step, bounded, generation=self.generation))
+            assert self.spent(Category.AT_RISK) + self.spent(Category.LOST_WORK) == at_risk + lost
+            self.happened["memory keeps what is at risk"] += self.spent(Category.AT_RISK) > 0
+            self.happened["steps after memory are lost"] += self.spent(Category.LOST_WORK) > lost
+
+    def the_world_is_lost(self) -> None:
+        """Or left; its machines may go with it, or stay for the next."""
+        if not self.life.phase.holds_machines or not self.formed:
+            return
+        began_ns = self.worker_ns
+        self.later(2_000)
+        reason = self.dice.choice(["WorkerLost", "Preempted", "Hung", "Notice", "Joined", "Resized", "no such word"])
+        attempt = self.life.state.attempt
+        self.send(WorldLost(self.worker_ns, attempt, reason, "told", began_ns, 1, generation=self.generation))
+        self.generation, self.formed, self.gang_step = self.generation + 1, False, None
+        if self.dice.random() < 0.5:
+            self.a_slot_goes()
+
+    # --- the slots of an elastic gang
+
+    def a_slot_comes(self) -> None:
+        if self.life.phase.holds_machines and len(self.slots) < 4:
+            self.later(1_000)
+            name = f"slot-{len(self.books.entries)}"
+            self.slots.add(name)
+            role = self.dice.choice([Role.MEMBER, Role.WARMING])
+            self.books.hold(self.worker_ns, name, role, self.life.phase)
+
+    def a_slot_goes(self) -> None:
+        if self.slots:
+            name = self.dice.choice(sorted(self.slots))
+            self.slots.remove(name)
+            self.books.append(MachineReleased(self.life.now_ns, name))
+
+    def a_slot_turns(self) -> None:
+        if self.slots:
+            name, role = self.dice.choice(sorted(self.slots)), self.dice.choice(list(Role))
+            self.books.append(MachineTurned(self.life.now_ns, name, role.value))
+
+    # --- the gang at work
 
     def the_gang_trains(self) -> None:
         for _ in range(self.dice.randint(1, 5)):
@@ -225,10 +329,12 @@ class History:
             state = self.life.state
             behind = (state.restored_step or 0) < state.settled_step
             if state.phase is not Phase.RUNNING:
-                self.send(FirstStepDone(before_ns, state.attempt, self.gang_step))
+                self.send(FirstStepDone(before_ns, state.attempt, self.gang_step, generation=self.generation))
             if behind and state.attempt_step < state.settled_step <= self.gang_step:
-                self.send(CaughtUp(self.worker_ns, state.attempt))
+                self.send(CaughtUp(self.worker_ns, state.attempt, generation=self.generation))
             self.life.train_to(self.gang_step)
+            if self.elastic:
+                self.memory = [*self.memory, (self.gang_step, self.worker_ns)][-2:]
 
     def the_gang_saves(self) -> None:
         if not self.trains():
@@ -271,7 +377,9 @@ class History:
 
     def check(self) -> None:
         assert self.started == list(range(1, self.life.state.attempt + 1))
-        expected = self.life.state.workers if self.life.phase.holds_machines else 0
+        if self.elastic:
+            self.slots &= set(self.books.ledger.held)
+        expected = len(self.slots) if self.elastic else self.life.state.workers if self.life.phase.holds_machines else 0
         assert len(self.books.ledger.held) == expected
         statement = self.books.ledger.statement(0)
         by_category = {category: amount for category, amount in statement.by_category().items() if amount is not None}
@@ -289,7 +397,7 @@ class History:
             amount = by_category.get(category, 0)
             assert amount >= self.settled_before[category], category
             self.settled_before[category] = amount
-        if self.life.phase not in (Phase.RUNNING, Phase.RECOVERING):
+        if self.life.phase not in (Phase.RUNNING, Phase.RECOVERING, Phase.RESIZING):
             assert not self.spent(Category.AT_RISK)
 
     def spent(self, category: Category) -> int:
@@ -312,7 +420,7 @@ def test_any_history_keeps_state_commands_and_money_consistent() -> None:
     """No interleaving raises `InternalError`, breaks an invariant, leaves an ended phase or loses a nano-dollar, and
     the dice reached every end, late and repeated messages, refused checkpoints and redone work."""
     happened: Counter[str] = Counter()
-    for seed in range(400):
+    for seed in range(450):
         try:
             history = live(seed, steps=90)
         except BaseException as error:
@@ -343,6 +451,17 @@ def test_any_history_keeps_state_commands_and_money_consistent() -> None:
         "CheckpointRestored in Recovering",
         "unheard checkpoint saves work",
         "rest is lost",
+        "WorldLost in Running",
+        "WorldLost in Provisioning",
+        "WorldLost in Recovering",
+        "WorldLost in Resizing",
+        "MemoryTakenUp in Recovering",
+        "MemoryTakenUp in Resizing",
+        "CheckpointRestored in Resizing",
+        "AttemptEnded in Resizing",
+        "ScaleRequested in Running",
+        "memory keeps what is at risk",
+        "steps after memory are lost",
         "repeated",
         "Refusal",
     ):

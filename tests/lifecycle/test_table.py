@@ -16,20 +16,25 @@ from orchestrator.lifecycle import (
     CheckpointCommitted,
     CheckpointRequested,
     CheckpointRestored,
+    Disruption,
     Event,
     FirstStepDone,
     JobState,
     Limits,
+    MemoryTakenUp,
     Phase,
     Queued,
     Refusal,
     ResumeRequested,
+    ScaleRequested,
     StartDeadlinePassed,
     StopOverdue,
     Submitted,
     SuspendRequested,
     TerminationReason,
     TooLargeForCluster,
+    WorldFormed,
+    WorldLost,
     check_invariants,
     events,
     transition,
@@ -41,6 +46,9 @@ SAMPLES: tuple[Event, ...] = (
     Admitted(5, "m"),
     TooLargeForCluster(5, "m"),
     StartDeadlinePassed(5, "m"),
+    WorldFormed(5, 1, 1),
+    WorldLost(5, 1, "WorkerLost", "m", 4, 1),
+    MemoryTakenUp(5, 1, 0, None),
     CheckpointRestored(5, 1, 0, None, None),
     FirstStepDone(5, 1, 1),
     CheckpointCommitted(5, 1, 1, "u", 4),
@@ -51,6 +59,7 @@ SAMPLES: tuple[Event, ...] = (
     SuspendRequested(5),
     ResumeRequested(5),
     CheckpointRequested(5),
+    ScaleRequested(5, 2),
 )
 QUEUE = frozenset({"Queued", "Admitted", "TooLargeForCluster", "StartDeadlinePassed"})
 EVERY = {type(event).__name__ for event in SAMPLES}
@@ -60,7 +69,7 @@ def state_in(phase: Phase) -> JobState:
     attempt = 1 if phase.holds_machines else 0
     ended_ns = 3 if phase.ended else None
     reason = "Suspended" if phase.ended or phase is Phase.SUSPENDED else None
-    state = JobState(phase, 1, 2, 1, attempt=attempt, started_ns=2, ended_ns=ended_ns, reason=reason)
+    state = JobState(phase, 1, 2, 1, attempt=attempt, started_ns=2, ended_ns=ended_ns, reason=reason, elastic=True)
     check_invariants(state)
     return state
 
@@ -69,12 +78,10 @@ def why_missing(phase: Phase, event: str) -> str | None:
     """Why a pair is not in the table; None: it must be there."""
     if event == "Submitted":
         return "a job is submitted once, and `Submitted` is what makes its state"
-    if phase is Phase.RESIZING:
-        return "nothing leads to Resizing: gangs do not change their size yet, and a job file that asks is refused"
     if event in QUEUE and phase not in (Phase.PENDING, Phase.QUEUED):
         return "the queue looks only at jobs that wait, in the same turn in which it decides"
-    if event == "CaughtUp" and phase in (Phase.PROVISIONING, Phase.RECOVERING):
-        return "it is derived from a step, and an attempt's first step makes the job Running first"
+    if event == "CaughtUp" and phase in (Phase.PROVISIONING, Phase.RECOVERING, Phase.RESIZING):
+        return "it is derived from a step, and a world's first step makes the job Running first"
     return None
 
 
@@ -82,7 +89,7 @@ def test_the_samples_name_every_event() -> None:
     """Every concrete event class of the package is in the sample."""
 
     kinds = {kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)}
-    assert {kind.__name__ for kind in kinds - {Event, events.AttemptEvent}} == EVERY
+    assert {kind.__name__ for kind in kinds - {Event, events.AttemptEvent, events.WorldEvent}} == EVERY
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -93,12 +100,14 @@ def test_a_pair_is_handled_or_cannot_occur(phase: Phase, event: Event) -> None:
     if isinstance(event, StopOverdue) and phase.holds_machines:
         state = replace(state, stopping="Cancelled")
     try:
-        decision = transition(state, event, Limits())
+        decision = transition(state, event, Limits(sizes=(1, 2)))
     except InternalError:
         assert missing is not None
     except Refusal:
         assert missing is None
-        assert isinstance(event, SuspendRequested | ResumeRequested | CheckpointRequested | CancelRequested)
+        assert isinstance(
+            event, SuspendRequested | ResumeRequested | CheckpointRequested | CancelRequested | ScaleRequested
+        )
     else:
         assert missing is None
         check_invariants(decision.state)
@@ -144,6 +153,8 @@ def test_sentences_are_one_each() -> None:
         JobState(Phase.PENDING, 1, 1, 1, checkpoint_step=1, checkpoint_uri="x", checkpoint_ns=1),
         JobState(Phase.PENDING, 1, 1, 1, checkpoint_step=0),
         JobState(Phase.PENDING, 1, 1, 1, application_restarts=1),
+        JobState(Phase.PENDING, 1, 1, 1, lost_generation=1),
+        JobState(Phase.PENDING, 1, 1, 1, disruptions=(Disruption(1, "r", False, 1, 1, 1, 1, 1),) * 21),
         JobState(Phase.PENDING, 1, 1, 0),
     ],
 )
