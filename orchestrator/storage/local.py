@@ -1,6 +1,7 @@
 """Checkpoints in a local or mounted folder: written aside, made durable, committed by a rename.
 
     <root>/step-00000100.partial-2/     being written by attempt 2; never listed as a checkpoint
+    <root>/step-00000100.partial-2.3/   the same by its generation 3
     <root>/step-00000100/               whole: every file, and manifest.json, which was written last
     <root>/step-00000100.refused-2/     a folder of that name that was not whole when attempt 2 had a whole one to put there
     <root>/step-00000100.partial-0/     being deleted
@@ -30,7 +31,7 @@ from orchestrator.storage.store import SHARED, Draft, Listed, Store, completed, 
 from orchestrator.storage.verification import Source
 
 _WHOLE_NAME = re.compile(r"step-(\d{8,})")
-_PARTIAL_NAME = re.compile(r"step-\d{8,}\.partial-(\d+)")
+_PARTIAL_NAME = re.compile(r"step-\d{8,}\.partial-(\d+)(?:\.(\d+))?")
 _REFUSED_NAME = re.compile(r"step-\d{8,}\.refused-.+")
 _UNFINISHED_SHARED = re.compile(r"[0-9a-f]{64}\.from-(\d+)\.unfinished-[0-9a-f]+")
 
@@ -51,15 +52,15 @@ class LocalStore(Store):
         self.root = root
         self.files = files
 
-    def draft(self, step: int, attempt: int) -> LocalDraft:
-        return LocalDraft(self, step, attempt)
+    def draft(self, step: int, attempt: int, generation: int = 0) -> LocalDraft:
+        return LocalDraft(self, step, attempt, generation)
 
-    def clean_leftovers(self, attempt: int) -> list[str]:
+    def clean_leftovers(self, attempt: int, generation: int = 0) -> list[str]:
         removed = []
         with _said("clean up", self.root):
             for name in self.files.names(self.root):
                 match = _PARTIAL_NAME.fullmatch(name)
-                if match and int(match.group(1)) < attempt:
+                if match and (int(match.group(1)), int(match.group(2) or 0)) < (attempt, generation):
                     self.files.remove(self.root / name)
                     removed.append(str(self.root / name))
             for name in self.files.names(self.root / SHARED):
@@ -162,10 +163,10 @@ class LocalStore(Store):
 class LocalDraft(Draft):
     """A folder beside the checkpoints, under a name that is not one of theirs."""
 
-    def __init__(self, store: LocalStore, step: int, attempt: int) -> None:
+    def __init__(self, store: LocalStore, step: int, attempt: int, generation: int) -> None:
         self._store = store
         self._files = store.files
-        self.folder = store.root / f"step-{step:08d}.partial-{attempt}"
+        self.folder = store.root / f"step-{step:08d}.partial-{attempt}{f'.{generation}' if generation else ''}"
         super().__init__(str(self.folder), step, attempt)
 
     def begin(self) -> None:

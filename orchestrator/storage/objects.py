@@ -1,6 +1,7 @@
 """Checkpoints in an object store, through fsspec: S3, Google Cloud Storage, Azure Blob Storage, memory.
 
     <root>/step-00000100.attempt-2/                 what attempt 2 wrote of step 100; a checkpoint once it has a manifest.json
+    <root>/step-00000100.attempt-2.3/               the same of its generation 3
     <root>/step-00000100.attempt-2/manifest.json    its one PUT is the commit
     <root>/step-00000100.attempt-2/deleting         its PUT is the deletion; the rest is cleaning up
     <root>/shared/                                  files that several checkpoints refer to, claims and doom markers (`store`)
@@ -15,6 +16,7 @@ Limits: the pieces of a file are held until it is written, and `part x uploads` 
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +35,7 @@ from orchestrator.storage.verification import Source
 
 T = TypeVar("T")
 
-_FOLDER = re.compile(r"step-(\d{8,})\.attempt-(\d+)")
+_FOLDER = re.compile(r"step-(\d{8,})\.attempt-(\d+)(?:\.(\d+))?")
 _SHARED_FROM = re.compile(r"[0-9a-f]{64}\.from-(\d+)")
 _DELETING = "deleting"
 _MOST_PARTS = 9_000
@@ -53,17 +55,17 @@ class ObjectStore(Store):
         self._retries = retries
         self._in_parts = "s3" in _protocols(filesystem)
 
-    def draft(self, step: int, attempt: int) -> ObjectDraft:
-        return ObjectDraft(self, step, attempt)
+    def draft(self, step: int, attempt: int, generation: int = 0) -> ObjectDraft:
+        return ObjectDraft(self, step, attempt, generation)
 
-    def clean_leftovers(self, attempt: int) -> list[str]:
+    def clean_leftovers(self, attempt: int, generation: int = 0) -> list[str]:
         removed = []
         for name, files in self._survey().items():
             match = _FOLDER.fullmatch(name)
-            if match and (_DELETING in files or (MANIFEST not in files and int(match.group(2)) < attempt)):
+            if match and (_DELETING in files or (MANIFEST not in files and _writer(match) < (attempt, generation))):
                 self.delete_folder(name, files)
                 removed.append(self._uri_of(name))
-        return removed + self.abort_uploads("", attempt) + self._clean_claims(attempt)
+        return removed + self.abort_uploads("", (attempt, generation)) + self._clean_claims(attempt)
 
     # ---- for drafts
 
@@ -90,8 +92,8 @@ class ObjectStore(Store):
         for path in sorted(files, key=lambda path: path == _DELETING):
             self._delete(f"{name}/{path}")
 
-    def abort_uploads(self, name: str, before: int | None = None) -> list[str]:
-        """Abort unfinished uploads below a folder: all of them, or those of attempts below `before`."""
+    def abort_uploads(self, name: str, before: tuple[int, int] | None = None) -> list[str]:
+        """Abort unfinished uploads below a folder: all of them, or those of writers below `before` (attempt, generation)."""
         if not self._in_parts:
             return []
         bucket, _, prefix = self._root.partition("/")
@@ -108,8 +110,8 @@ class ObjectStore(Store):
             page = self._do("list the uploads in", name, lambda _, listing=listing: listing())
             for upload in page.get("Uploads", ()):
                 path = upload["Key"].removeprefix(prefix).lstrip("/")
-                attempt = _attempt_of(path)
-                if before is None or (attempt is not None and attempt < before):
+                writer = _writer_of(path)
+                if before is None or (writer is not None and writer < before):
                     self._abort(path, bucket, upload["Key"], upload["UploadId"])
                     aborted.append(self._uri_of(path))
             if not page.get("IsTruncated"):
@@ -292,9 +294,9 @@ class ObjectStore(Store):
 class ObjectDraft(Draft):
     """A folder that becomes a checkpoint by its manifest."""
 
-    def __init__(self, store: ObjectStore, step: int, attempt: int) -> None:
+    def __init__(self, store: ObjectStore, step: int, attempt: int, generation: int) -> None:
         self._store = store
-        self._name = f"step-{step:08d}.attempt-{attempt}"
+        self._name = f"step-{step:08d}.attempt-{attempt}{f'.{generation}' if generation else ''}"
         self._looking = threading.Lock()
         self._taken: bool | None = None
         super().__init__(f"{store.uri}/{self._name}", step, attempt)
@@ -333,7 +335,7 @@ class ObjectDraft(Draft):
         files = self._store.sizes(self._name)
         if MANIFEST not in files:
             self._store.delete_folder(self._name, files)
-            self._store.abort_uploads(self._name)
+            self._store.abort_uploads(f"{self._name}/")
 
     def _committed_already(self) -> bool:
         """Whether this very folder was committed before this draft was made: then nothing in it may be written over."""
@@ -363,18 +365,23 @@ def _committed(survey: Mapping[str, Mapping[str, int]]) -> list[str]:
     for name, files in survey.items():
         match = _FOLDER.fullmatch(name)
         if match and MANIFEST in files and _DELETING not in files:
-            found.append((int(match.group(1)), int(match.group(2)), name))
+            found.append((int(match.group(1)), _writer(match), name))
     return [name for _, _, name in sorted(found, reverse=True)]
 
 
-def _attempt_of(path: str) -> int | None:
-    """The attempt that writes to a path of the store."""
+def _writer(folder: re.Match[str]) -> tuple[int, int]:
+    """(attempt, generation) that wrote a folder."""
+    return int(folder.group(2)), int(folder.group(3) or 0)
+
+
+def _writer_of(path: str) -> tuple[int, float] | None:
+    """(attempt, generation) that writes to a path of the store. Shared files are an attempt's, whichever generation's."""
     folder, _, rest = path.partition("/")
     match = _FOLDER.fullmatch(folder)
     if match:
-        return int(match.group(2))
+        return _writer(match)
     shared = _SHARED_FROM.fullmatch(rest) if folder == SHARED else None
-    return int(shared.group(1)) if shared else None
+    return (int(shared.group(1)), math.inf) if shared else None
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

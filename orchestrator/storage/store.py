@@ -59,6 +59,8 @@ class Draft(ABC):
     """A checkpoint that is being written. Every rank makes the same one; making it does no I/O."""
 
     def __init__(self, uri: str, step: int, attempt: int) -> None:
+        """A launcher may begin an attempt anew, as another generation of it: each writes to a place of its own, so that a
+        draft is never shared with a rank of an earlier one that is not dead yet."""
         self.uri = uri
         """Where it is written; it may get another name at the commit."""
         self.step = step
@@ -105,8 +107,8 @@ class Store(ABC):
         """Shared files that this object has seen to, by attempt and digest."""
 
     @abstractmethod
-    def draft(self, step: int, attempt: int) -> Draft:
-        """A checkpoint to be written; no I/O."""
+    def draft(self, step: int, attempt: int, generation: int = 0) -> Draft:
+        """A checkpoint to be written; no I/O. `generation`: how often the attempt was begun anew."""
 
     # ---- reading
 
@@ -263,9 +265,10 @@ class Store(ABC):
         return [listed for listed in whole if listed.step not in kept and listed.step != newest.step]
 
     @abstractmethod
-    def clean_leftovers(self, attempt: int) -> Places:
-        """Delete what attempts before `attempt` left unfinished: drafts, uploads, claims, and shared files that nothing
-        refers to. Later attempts' are not touched. Returns the places."""
+    def clean_leftovers(self, attempt: int, generation: int = 0) -> Places:
+        """Delete what attempts before `attempt`, and its own generations before `generation`, left unfinished: drafts and
+        uploads; of the attempts, claims too, and shared files that nothing refers to. Later ones' are not touched. Returns
+        the places."""
 
     def _collect_shared(self) -> Places:
         """Delete shared files that no checkpoint and no claim needs; none at all while a manifest cannot be read."""

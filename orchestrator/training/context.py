@@ -52,7 +52,15 @@ CONTEXT_FILE = "context.json"
 class Context:
     """One rank's view of a job that runs the user's own function."""
 
-    def __init__(self, assignment: Assignment, reporter: Reporter, peers: Peers, torch: Any, local_rank: int) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        reporter: Reporter,
+        peers: Peers,
+        torch: Any,
+        local_rank: int,
+        generation: int = 0,
+    ) -> None:
         entrypoint = assignment.spec.entrypoint
         self.rank = peers.rank
         """This process' number, from 0."""
@@ -83,7 +91,9 @@ class Context:
         self._peers = peers
         self._torch = torch
         self._save_wanted = False
+        self._generation = generation
         self._stop = False
+        self._regroup = False
         self._wish = 0
         self._covers_ns = reporter.clock.now_ns()
         self._reported_ns = reporter.clock.monotonic_ns()
@@ -96,6 +106,7 @@ class Context:
             self._store,
             reporter.clock,
             attempt=assignment.attempt,
+            generation=generation,
             retention=retention(checkpoint),
             verify=checkpoint.verify,
         )
@@ -106,8 +117,14 @@ class Context:
 
     @property
     def should_stop(self) -> bool:
-        """True once somebody wants the job to stop: save, then return from the function."""
-        return self._stop
+        """True once somebody wants the job to stop, or the workers to make room for another number of them: save, then return
+        from the function. In the second case it is called again, by the next workers, and `load` gives what was saved."""
+        return self._stop or self._regroup
+
+    @property
+    def regrouped(self) -> bool:
+        """True when it is not the job that is to end but only this number of workers."""
+        return self._regroup and not self._stop
 
     def should_checkpoint(self) -> bool:
         """True when the last report made a save due: by `checkpoint.every`, or because somebody asked, or to stop."""
@@ -130,14 +147,15 @@ class Context:
         counts = [float(wishes.checkpoint) if rank == self.rank else 0.0 for rank in range(self.world_size)]
         names = sorted(metrics)
         head = [loss * samples if finite else 0.0, samples, not finite, wishes.stop, time_due, *self._saver.flags()]
+        head.append(getattr(wishes, "regroup", False))  # an engine that never regroups need not know the word
         summed = peers.sum([*head, *counts, *(float(metrics[name]) for name in names)])
         self._saver.agreed(summed[5], summed[6])
         if summed[2]:
             newest = self._saver.finish() or (None if self._found is None else self._found.uri)
             good = "there is no checkpoint" if newest is None else f"the last good checkpoint is {newest}"
             raise WorkerFailed(Reason.NON_FINITE_LOSS, f"the loss of step {step} is not a finite number; {good}")
-        wish = int(max(summed[7 : 7 + self.world_size]))
-        averages = [value / self.world_size for value in summed[7 + self.world_size :]]
+        wish = int(max(summed[8 : 8 + self.world_size]))
+        averages = [value / self.world_size for value in summed[8 + self.world_size :]]
         self.metrics = dict(zip(names, averages, strict=True))
         for name, value in self.metrics.items():
             if not math.isfinite(value):
@@ -147,8 +165,9 @@ class Context:
                     "leave it out of the report where there is no value",
                 )
         self._stop = summed[3] > 0
+        self._regroup = summed[7] > 0
         crossed = self._cadence.steps_due(self.step, step)
-        self._save_wanted = crossed or wish > self._wish or summed[4] > 0 or self._stop
+        self._save_wanted = crossed or wish > self._wish or summed[4] > 0 or self.should_stop
         self._wish = wish
         self.step = step
         self.samples_seen += int(summed[1])
@@ -299,6 +318,8 @@ class Context:
         self._reporter.first(
             "restored",
             step=self.step,
+            source="checkpoint",
+            generation=self._generation,
             uri=None if found is None else found.uri,
             covers_ns=None if manifest is None else manifest.covers_ns,
             refused=[{"uri": item.uri, "why": item.why} for item in refused],
@@ -325,7 +346,7 @@ class Context:
 
 def call(context: Context, function_name: str) -> dict[str, Any]:
     """Run the user's function to its end. Its own exceptions leave as they are."""
-    function = _find(function_name)
+    function = find(function_name)
     _takes(function, function_name, context.args)
     try:
         result = function(context, **context.args)
@@ -335,17 +356,20 @@ def call(context: Context, function_name: str) -> dict[str, Any]:
     metrics = dict(context.metrics)
     if isinstance(result, Mapping):
         metrics |= {str(name): _number(str(name), value) for name, value in result.items()}
-    stopped = context.should_stop
+    outcome, reason = "succeeded", "Completed"
+    if context.should_stop:
+        outcome, reason = ("regrouped", "Regrouped") if context.regrouped else ("stopped", "Stopped")
     return {
-        "outcome": "stopped" if stopped else "succeeded",
-        "reason": "Stopped" if stopped else "Completed",
+        "outcome": outcome,
+        "reason": reason,
         "step": context.step,
         "metrics": metrics,
         "model_uri": None,
     }
 
 
-def _find(function_name: str) -> Callable[..., Any]:
+def find(function_name: str) -> Callable[..., Any]:
+    """The user's function, by `module:name`. Raises ConfigInvalid when it is not there."""
     module_name, _, path = function_name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)

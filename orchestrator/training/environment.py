@@ -5,10 +5,12 @@ Runs in a torchrun process or in a thread of a Ray actor, so it installs no sign
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,39 @@ def prepare(run_dir: Path, threads: int, environ: MutableMapping[str, str], *, c
     `clean_locks` (one rank a machine): remove the lock files of a JIT build that was killed. With them in place every
     later run waits for ever, in silence; the folder belongs to this job alone, so nobody else can hold them.
     """
-    extensions = run_dir / "torch_extensions"
+    extensions = extensions_folder(run_dir)
     environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     environ.setdefault("OMP_NUM_THREADS", str(threads))
     environ["RAYON_NUM_THREADS"] = str(threads)
     environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    quiet(environ)
+    if clean_locks:
+        remove_stale_locks(extensions)
+
+
+def quiet(environ: MutableMapping[str, str]) -> None:
+    """No network and no notices; what libraries read when they are imported."""
     environ.setdefault("HF_HUB_OFFLINE", "1")
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if clean_locks:
+
+
+def extensions_folder(run_dir: Path) -> Path:
+    """Where operators are built that DeepSpeed compiles when they are first used."""
+    return run_dir / "torch_extensions"
+
+
+@contextmanager
+def builder(extensions: Path) -> Iterator[None]:
+    """Hold the right to build operators in this folder, on this machine; waits for who has it.
+
+    A kernel lock, which ends with its holder's process. So who has it may delete the lock files of builds that were killed.
+    """
+    extensions.mkdir(parents=True, exist_ok=True)
+    with (extensions / "builder").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         remove_stale_locks(extensions)
+        yield
 
 
 def remove_stale_locks(extensions: Path) -> list[Path]:
@@ -87,6 +112,18 @@ def ranks(environ: Mapping[str, str]) -> tuple[int, int, int, int]:
     names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)
     rank, local_rank, world_size, local_world_size = (int(environ.get(name, default)) for name, default in names)
     return rank, local_rank, world_size, local_world_size
+
+
+def generation(environ: Mapping[str, str]) -> int:
+    """Which world of this attempt: how often the launcher began anew, under torchrun from 0; 0 where nobody counts."""
+    return int(environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def shared_store(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """(host, port) of a store for rendezvous that lives outside the ranks; None where rank 0 is to serve it."""
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
 
 
 def lone_process_defaults(environ: MutableMapping[str, str], port: int) -> None:

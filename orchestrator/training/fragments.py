@@ -164,6 +164,8 @@ class EngineState:
         for holder in self._holders:
             self._layout.state(holder)
         self._saved_views: tuple[tuple[int, ...], list[Local]] | None = None
+        self.frozen_moved = False
+        """Whether `load` gave this rank other frozen weights than the model was made with."""
 
     # ---- ranges
 
@@ -321,7 +323,9 @@ class EngineState:
 
         def fill() -> None:
             for local in self.to_load():
+                before = local.view.clone() if local.kind == FROZEN and not self.frozen_moved else None
                 read(local)
+                self.frozen_moved |= before is not None and not _same_bits(before, local.view)
             self._clear_padding()
             apply(self._layout, self._holders, steps, scalars)
 

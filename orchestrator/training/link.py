@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -24,6 +24,8 @@ class Wishes:
     """Save, and return `stopped`."""
     checkpoint_every_seconds: float | None = None
     """The time from one checkpoint to the next when `spec.checkpoint.every` is Auto; None while nobody has said."""
+    regroup: bool = False
+    """Leave after the present step, without a checkpoint: a world of other workers goes on from memory."""
 
 
 UNPLANNED_EVERY_SECONDS = 600.0
@@ -31,7 +33,73 @@ UNPLANNED_EVERY_SECONDS = 600.0
 interruption costs there. Ten minutes lost, at worst, and a save that takes seconds costs under one per cent."""
 
 
+class Place(Protocol):
+    """Where elements [start, end) of one kind of one parameter lie in a shard, from byte `offset` on."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+
+
+class Source(Protocol):
+    """The state of one step, as the ranks of an earlier generation published it, wherever its shards lie now.
+
+    Methods raise OSError, ValueError or LookupError when something of it cannot be had.
+    """
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """What one of the ranks published with its shard."""
+        ...
+
+    def read_into(self, name: str, kind: str, start: int, end: int, out: memoryview) -> None:
+        """Elements [start, end), in their stored type, into `out`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Memory(Protocol):
+    """This rank's part of the state in memory that outlives the rank."""
+
+    @property
+    def source(self) -> Source | None:
+        """What this generation is to begin from; None for the newest checkpoint."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Publish after every so many steps. Rank 0's number counts."""
+        ...
+
+    def open(self, layout: Sequence[Place], nbytes: int) -> None:
+        """Say how large a shard is and where its parts lie. Once, before `buffer`."""
+        ...
+
+    def buffer(self, step: int) -> memoryview:
+        """Where the shard of `step` is to be written, `nbytes` long. Waits, in bounded time, for room; raises after it."""
+        ...
+
+    def publish(self, step: int, document: Mapping[str, Any]) -> None:
+        """The shard of `step` is whole."""
+        ...
+
+
 class Link(Protocol):
+    """A link whose engine keeps state in memory has an attribute `memory` beside these (see `Memory`)."""
+
     def send(self, event: dict[str, Any]) -> None:
         """Hand over an event. Never blocks, never raises."""
         ...

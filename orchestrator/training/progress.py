@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from orchestrator.training.errors import config_invalid
@@ -25,8 +25,10 @@ class Progress:
     stopped_early: bool = False
     reports: StepReports = field(default_factory=StepReports)
 
-    def to_document(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_document(self, newest_reports: int | None = None) -> dict[str, Any]:
+        """JSON-able; shares its parts with this object, so it is to be written at once. With a number, that many reports."""
+        kept = self.reports.kept if newest_reports is None else self.reports.kept[-newest_reports:]
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"reports": {"kept": kept}}
 
     @classmethod
     def from_document(cls, document: Any) -> Progress:

@@ -25,6 +25,10 @@ class StepReports:
         self.kept.append(report)
         del self.kept[:-MOST_REPORTS]
 
+    def forget(self, step: int) -> None:
+        """Drop the reports of steps up to this one: a checkpoint has them."""
+        self.kept = [report for report in self.kept if report["step"] > step]
+
 
 class Reporter:
     """Sends events over a link; those marked as rank 0's are dropped elsewhere."""

@@ -4,6 +4,10 @@ Files of a checkpoint (layout `ranges`): `rank-00000.bin` and so on hold what ea
 buffers; frozen weights and the model's own files are shared between checkpoints, written once; `trainer.json` holds where
 the run is and the engine's scalars. Nothing in them depends on how many ranks wrote them: the manifest says which element of
 which parameter lies where, and each rank reads the slices that it needs.
+
+The same ranges go into memory that outlives the ranks (`publish`, `adopt`), where an engine offers it. Frozen weights do not,
+as long as they are what the model was made with: every worker has made the same model from the same source. Once a
+checkpoint or an import has put others in their place, they are published with the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +22,14 @@ from orchestrator.domain.errors import CorruptCheckpoint, StorageError
 from orchestrator.training.agreement import Peers
 from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.fragments import EngineState, Local
+from orchestrator.training.link import Memory, Source
 from orchestrator.training.saving import Part, all_refused, as_worker_failure, stored
-from orchestrator.training.snapshot import Snapshot, chunks_of, lay_out, read_into
+from orchestrator.training.snapshot import Layout, Snapshot, chunks_of, copy, lay_out, read_into
 
 T = TypeVar("T")
 RANGES = "ranges"
+MEMORY = "memory"
+"""The name of the file that a shard in memory would be."""
 DEEPSPEED = "deepspeed"
 """The layout of the first builds."""
 TRAINER_FILE = "trainer.json"
@@ -70,6 +77,9 @@ class RunState:
         self._snapshot = Snapshot(torch, changing, self._snapshot_file(), pinned=peers.device.startswith("cuda"))
         mine = (*self._snapshot.fragments, *lay_out(frozen, self._frozen_file()).fragments)
         self._fragments = tuple(fragment for part in peers.gather(mine) for fragment in part)
+        self._memory: Memory | None = None
+        self._published = Layout((), 0)
+        self._with_frozen = False
 
     # ---- out of memory
 
@@ -158,6 +168,62 @@ class RunState:
         finally:
             reader.close()
         return document["where"]
+
+    # ---- memory that outlives the rank
+
+    def keep_in(self, memory: Memory) -> None:
+        """Make ready to publish into `memory`. After what the run begins from is there."""
+        self._with_frozen = any(self._peers.gather(self._engine.frozen_moved))
+        self._published = lay_out(self._to_publish(), MEMORY)
+        self._memory = memory
+        memory.open(self._published.fragments, self._published.total_bytes)
+
+    def publish(self, step: int, where: Mapping[str, Any]) -> None:
+        """Copy this rank's shard of `step`. No collective; may wait, as `Memory.buffer` says."""
+        assert self._memory is not None
+        room = self._memory.buffer(step)
+        if self._published.total_bytes:
+            copy(
+                self._torch,
+                self._to_publish(),
+                self._published,
+                self._torch.frombuffer(room, dtype=self._torch.uint8),
+            )
+        self._memory.publish(
+            step,
+            {
+                "identity": self._facts.fingerprint,
+                "frozen": self._with_frozen,
+                "where": where,
+                "engine": self._engine.scalars(),
+            },
+        )
+
+    def adopt(self, source: Source) -> Any:
+        """Take up what an earlier generation published; where the run was.
+
+        Raises WorkerFailed on every rank when any of them cannot. The engine is to be thrown away then: some of its state may
+        have been overwritten.
+        """
+
+        def look() -> dict[str, Any]:
+            document = dict(source.document)
+            if document["identity"] != self._facts.fingerprint:
+                raise WorkerFailed(Reason.STORAGE_FAILED, "the state in memory is of another run")
+            return document
+
+        document = self._peers.share(look)[0]
+
+        def read(local: Local) -> None:
+            if local.kind != FROZEN or document["frozen"]:
+                read_into(self._torch, source, local)
+
+        self._engine.load(self._engine.parameters, read, document["engine"])
+        return document["where"]
+
+    def _to_publish(self) -> Sequence[Local]:
+        plan = self._engine.to_save()
+        return plan if self._with_frozen else [local for local in plan if local.kind != FROZEN]
 
     def _refuse_foreign(self, found: storage.Listed) -> None:
         manifest = found.manifest

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -127,11 +128,14 @@ class Saver:
         attempt: int,
         retention: storage.Retention,
         verify: bool,
+        generation: int = 0,
     ) -> None:
+        """`generation`: how often the launcher began this attempt anew; what an earlier one left unfinished is let be."""
         self._peers = peers
         self._store = store
         self._clock = clock
         self._attempt = attempt
+        self._generation = generation
         self._retention = retention
         self._verify = verify
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -141,6 +145,9 @@ class Saver:
         self._shared: Entries = {}
         self._last_step: int | None = None
         self._newest: str | None = None
+        self._abandoned = False
+        self.durable_step = 0
+        """The newest step that this generation's rank 0 has committed; 0 on other ranks, and before the first."""
 
     def flags(self) -> tuple[float, float]:
         """(this rank has written what it should, something of it failed), each 0.0 or 1.0: to be summed over the ranks."""
@@ -177,7 +184,7 @@ class Saver:
         if self._pending is not None:
             self._wait_for_all(self._pending)
         parts, facts = prepare()
-        draft = self._store.draft(step, self._attempt)
+        draft = self._store.draft(step, self._attempt, self._generation)
         written = self._thread.submit(self._write, draft, parts)
         stalled = self._clock.monotonic_ns() - began
         self._pending = _Pending(draft, facts, written, began, stalled, acknowledge)
@@ -199,9 +206,29 @@ class Saver:
 
         return self._peers.first(committed)
 
+    def leave(self, within_seconds: float) -> None:
+        """Make durable what can be in so much time, and wait for nothing else. Nothing may be saved after it.
+
+        What is not ready by then was never told to anybody; its draft is cleared away by a later attempt.
+        """
+        self._abandoned = True
+        if self._pending is not None:
+            written = self._pending.written
+            wait([written], within_seconds)
+            if all(self._peers.gather(written.done() and written.exception() is None)):
+                self._hand_over(self._pending)
+        if self._commit is not None:
+            wait([self._commit], within_seconds)
+
+    def tidy(self) -> None:
+        """Clear away, beside training, what earlier attempts and generations left unfinished. Only rank 0 does."""
+        if self._peers.rank == 0:
+            self._thread.submit(self._clean)
+
     def close(self) -> None:
-        """Let the thread go. What is under way is written to its end, but not waited for by other ranks."""
-        self._thread.shutdown(wait=True)
+        """Let the thread go. What is under way is written to its end, unless `leave` was called, but other ranks do not
+        wait for it."""
+        self._thread.shutdown(wait=not self._abandoned, cancel_futures=self._abandoned)
 
     def _wait_for_all(self, pending: _Pending) -> None:
         start = self._clock.monotonic_ns()
@@ -244,12 +271,16 @@ class Saver:
         facts = replace(pending.facts, fragments=fragments, created_ns=self._clock.now_ns())
         listed = pending.draft.commit(facts, entries.values(), read_back=self._verify)
         seconds = seconds_between(pending.began_ns, self._clock.monotonic_ns())
-        self._newest = listed.uri
+        self._newest, self.durable_step = listed.uri, listed.step
         pending.acknowledge(Saved(listed, seconds, seconds_between(0, pending.stall_ns)))
         try:
             self._store.prune(self._retention, verified=[listed.uri])
         except StorageError:
             return  # deleting old checkpoints is tried again after the next save
+
+    def _clean(self) -> None:
+        with suppress(StorageError):  # tried again by whoever begins next
+            self._store.clean_leftovers(self._attempt, self._generation)
 
 
 def _result(future: Future[Any]) -> None:

@@ -14,6 +14,8 @@ from orchestrator import storage
 from orchestrator.training.errors import Reason, WorkerFailed
 
 if TYPE_CHECKING:
+    import torch
+
     from orchestrator.training.fragments import Local
 
 ALIGNMENT_BYTES = 64
@@ -62,30 +64,38 @@ class Snapshot:
 
     def take(self, plan: Sequence[Local]) -> None:
         """Copy the present values. `plan` must hold the same fragments in the same order as the one at the start."""
-        moved = False
-        for local, fragment in zip(plan, self.fragments, strict=True):
-            if (local.name, local.kind, local.start, local.end) != (
-                fragment.name,
-                fragment.kind,
-                fragment.start,
-                fragment.end,
-            ):
-                raise WorkerFailed(
-                    Reason.APPLICATION_ERROR,
-                    f"the engine's state is cut otherwise than at the start: {local.name} {local.kind}",
-                    "do not change the model or its parameter groups while it trains",
-                )
-            values = local.view.detach().view(self._torch.uint8)
-            self._buffer[fragment.offset : fragment.offset + values.numel()].copy_(values, non_blocking=True)
-            moved = moved or values.is_cuda
-        if moved:
-            self._torch.cuda.current_stream().synchronize()
+        copy(self._torch, plan, self._layout, self._buffer)
 
     def chunks(self) -> Iterator[memoryview]:
         """The whole buffer in order."""
         whole = self._buffer.numpy().data
         for start in range(0, len(whole), CHUNK_BYTES):
             yield whole[start : start + CHUNK_BYTES]
+
+
+def copy(torch: Any, plan: Sequence[Local], layout: Layout, buffer: torch.Tensor) -> None:
+    """Copy the present values of a plan to where a layout, made of the same fragments in the same order, says.
+
+    `buffer` is of bytes, on the host. Raises WorkerFailed for a plan that has come to be another one.
+    """
+    moved = False
+    for local, fragment in zip(plan, layout.fragments, strict=True):
+        if (local.name, local.kind, local.start, local.end) != (
+            fragment.name,
+            fragment.kind,
+            fragment.start,
+            fragment.end,
+        ):
+            raise WorkerFailed(
+                Reason.APPLICATION_ERROR,
+                f"the engine's state is cut otherwise than at the start: {local.name} {local.kind}",
+                "do not change the model or its parameter groups while it trains",
+            )
+        values = local.view.detach().view(torch.uint8)
+        buffer[fragment.offset : fragment.offset + values.numel()].copy_(values, non_blocking=True)
+        moved = moved or values.is_cuda
+    if moved:
+        torch.cuda.current_stream().synchronize()
 
 
 def chunks_of(torch: Any, plan: Sequence[Local]) -> Iterator[memoryview]:

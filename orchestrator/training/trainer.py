@@ -1,18 +1,25 @@
 """The built-in trainer: text-classification and causal-lm on transformers models with DeepSpeed.
 
 Each step: forward and backward over the rank's micro-batches, one small all-reduce, the optimizer's step. The all-reduce
-carries the loss, what is wished (save, stop), whether time has come to save, and whether a number was not finite; so all
-ranks take every decision at the same step, and a bad loss is known before the weights are touched.
+carries the loss, what is wished (save, stop, regroup), whether time has come to save, and whether a number was not finite; so
+all ranks take every decision at the same step, and a bad loss is known before the weights are touched.
+
+Where the engine keeps state in memory, each rank publishes its shard after the optimizer's step, before that step is told to
+anybody. What follows a step (evaluation, a save that is due) comes after it: whoever takes the step up from memory does that
+part again. So the next world continues with the same numbers wherever this one was interrupted.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,164 +29,171 @@ from orchestrator.domain.clock import seconds_between
 from orchestrator.domain.errors import StorageError
 from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
 from orchestrator.planning.stage import choose_stage
-from orchestrator.spec.models import Data, Model
 from orchestrator.storage import storage_error
-from orchestrator.training import dataset, fragments, importing, models, presets, randomness, tokens
+from orchestrator.training import (
+    dataset,
+    deepspeed_globals,
+    fragments,
+    importing,
+    models,
+    presets,
+    randomness,
+)
 from orchestrator.training.agreement import Peers
 from orchestrator.training.assignment import Assignment
 from orchestrator.training.cadence import Cadence
 from orchestrator.training.engine import Batches, evaluate, gradient_norm, initialize, set_learning_rate
 from orchestrator.training.errors import Reason, WorkerFailed
+from orchestrator.training.link import Memory
 from orchestrator.training.order import SampleOrder, micro_batches, share
+from orchestrator.training.preparation import Ready, create_model, prepare, specified
 from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import Reporter
-from orchestrator.training.run_state import RANGES, RunState
+from orchestrator.training.run_state import RANGES, TRAINER_FILE, RunState
 from orchestrator.training.saving import Part, Saver, as_worker_failure, retention, stored, teller
 from orchestrator.training.schedule import learning_rate, warmup_steps
-from orchestrator.training.sources import read_rows
 
 LARGER_IS_BETTER = frozenset({"accuracy", "macro-f1"})
 EVALUATION_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data and tokenizer of a run, the same on every rank."""
-
-    tokenizer: Any
-    splits: dict[str, tokens.Tokens]
-    labels: tuple[str, ...]
-    counts: dict[str, Any]
-
-    def digest(self) -> str:
-        parts = [*(self.splits[name].digest() for name in dataset.SPLITS), *self.labels]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def prepare(model: Model, data: Data, working_dir: Path) -> Prepared:
-    """Read, clean, split and tokenise. Every rank does all of it: seconds for what fits in memory, and no shared folder."""
-    causal = model.task == "causal-lm"
-    places = {"source": data.source, "train": data.train, "validation": data.validation, "test": data.test}
-    files = {
-        name: read_rows(place.uri, place.format, data.cleaning.encoding, working_dir)
-        for name, place in places.items()
-        if place is not None
-    }
-    found = dataset.build(files, data, labelled=not causal)
-    texts = {name: [sample.text for sample in samples] for name, samples in found.splits.items()}
-    tokenizer = models.tokenizer_for(model, texts["train"], working_dir)
-    if causal:
-        splits = {name: tokens.pack(tokenizer, texts[name], data.max_length) for name in dataset.SPLITS}
-    else:
-        number = {label: index for index, label in enumerate(found.labels)}
-        splits = {
-            name: tokens.encode(tokenizer, texts[name], [number[s.label or ""] for s in samples], data.max_length)
-            for name, samples in found.splits.items()
-        }
-    if not len(splits["train"]):
-        raise WorkerFailed(Reason.DATA_INVALID, "the training texts hold no block of two tokens", "give more text")
-    return Prepared(tokenizer, splits, found.labels, found.counts)
+REGROUPED = "regrouped"
+LEAVING_SECONDS = 1.0
+"""How long ranks that leave for another world wait for a checkpoint that is being written. The others wait for them; and
+what is not saved here is saved there."""
+REPORTS_IN_MEMORY = 64
+"""Step reports that go into memory with each step: the last ones, which may have been lost with the node of rank 0."""
 
 
 class Trainer:
-    """One rank of one attempt. `run` does everything; the other methods are its parts."""
+    """One rank of one generation. `run` does everything; the other methods are its parts."""
 
     def __init__(
-        self, assignment: Assignment, reporter: Reporter, peers: Peers, torch: Any, deepspeed: Any, precision: str
+        self,
+        assignment: Assignment,
+        reporter: Reporter,
+        peers: Peers,
+        torch: Any,
+        deepspeed: Any,
+        precision: str,
+        *,
+        ready: Ready | None = None,
+        memory: Memory | None = None,
+        generation: int = 0,
     ) -> None:
-        spec = assignment.spec
-        if spec.model is None or spec.data is None:
-            raise WorkerFailed(
-                Reason.CONFIG_INVALID, "the built-in trainer needs spec.model and spec.data", "or set spec.entrypoint"
-            )
+        """`ready`: data and model, if they were made before there was a rank; the model is used up. `memory`: state that
+        outlives this process. `generation`: which world of this attempt."""
         self.assignment = assignment
-        self.model_spec = spec.model
-        self.data_spec = spec.data
-        self.training = spec.training
+        self.model_spec, self.data_spec = specified(assignment)
+        self.training = assignment.spec.training
         self.reporter = reporter
         self.peers = peers
         self.torch = torch
         self.deepspeed = deepspeed
         self.precision = precision
-        self.causal = spec.model.task == "causal-lm"
-        self.choice = choose_stage(spec.deepspeed, peers.world_size)
+        self.ready = ready
+        self.memory = memory
+        self.generation = generation
+        self.causal = self.model_spec.task == "causal-lm"
+        self.choice = choose_stage(assignment.spec.deepspeed, peers.world_size)
+        self.store = stored(lambda: storage.open_store(assignment.checkpoint_uri))
         self.wishes_handled = 0
+        self.saves: list[tuple[int, int]] = []
+        """(step, wish) of the saves that are not known to be durable."""
+        self.wishes_kept = 0
+        """The newest wish for a checkpoint that was granted: it is durable."""
+        self.saved_step = 0
+        """The newest step that this run saved."""
+        self.unfinished: _Decision | None = None
+        """Of the step that was taken up from memory: what is still to be done after it."""
         self.own_randomness_told = False
 
     def run(self) -> dict[str, Any]:
-        """Train from the newest whole checkpoint to the end, evaluate, export."""
+        """Train from the state in memory or from the newest whole checkpoint to the end, evaluate, export."""
         self._set_up()
         try:
             outcome = self._train()
-            self.saver.finish()
-            if outcome is not None:
-                return outcome
-            return self._finish()
+            if outcome is None or outcome["outcome"] != REGROUPED or self.memory is None:
+                self.saver.finish()
+            return self._finish() if outcome is None else outcome
         finally:
             self.saver.close()
 
     # ---- start
 
     def _set_up(self) -> None:
-        assignment, peers, reporter = self.assignment, self.peers, self.reporter
-        plan = self._batch()
-        with reporter.stage("data"):
-            prepared = peers.settle(lambda: prepare(self.model_spec, self.data_spec, assignment.working_dir))
-            digests = peers.gather(prepared.digest())
+        self.plan = self._batch()
+        self._agree_on_data()
+        self._plan_steps()
+        self._form()
+        restored = self._restore_from_memory() or self._restore_from_checkpoint()
+        self.cadence = Cadence(self.assignment.spec.checkpoint, self.reporter.clock, self.peers.rank)
+        self.reporter.first("restored", step=self.progress.step, generation=self.generation, **restored)
+        if self.progress.reports.kept:
+            self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
+        if self.unfinished is None:
+            self.progress.reports.kept.clear()
+        if self.memory is not None:
+            self.state.keep_in(self.memory)
+        self.reporter.first(
+            "plan",
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            train_samples=len(self.prepared.splits["train"]),
+            world_size=self.plan.world_size,
+            micro_batch=self.plan.micro_batch,
+            accumulation=self.plan.accumulation,
+            parameters=sum(math.prod(shape) for _, shape in self.shapes),
+            trainable_parameters=self.trainable,
+        )
+
+    def _agree_on_data(self) -> None:
+        """Read data, unless that is done, and see that all ranks have the same."""
+        peers, ready = self.peers, self.ready
+        with self.reporter.stage("data"):
+            if ready is None:
+                self.prepared = peers.settle(
+                    lambda: prepare(self.model_spec, self.data_spec, self.assignment.working_dir)
+                )
+            else:
+                self.prepared = ready.prepared
+            digests = peers.gather(self.prepared.digest())
             if len(set(digests)) > 1:
                 odd = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
                 raise WorkerFailed(
                     Reason.DATA_INVALID, f"rank {odd} reads other data than rank 0", "give every worker the same files"
                 )
-        reporter.first("data", **prepared.counts, digest=digests[0])
-        self.plan, self.prepared = plan, prepared
-        self._plan_steps()
-        seed = self.training.seed
+        self.reporter.first("data", **self.prepared.counts, digest=digests[0])
+
+    def _form(self) -> None:
+        """The engine of this world around a model with its first weights, and what saves and loads its state."""
+        assignment, peers, reporter = self.assignment, self.peers, self.reporter
+        ready, self.ready = self.ready, None
         with reporter.stage("model"):
-            self.torch.manual_seed(seed)
-            model = peers.settle(
-                lambda: models.create(
-                    self.model_spec,
-                    prepared.labels,
-                    prepared.tokenizer,
-                    self.data_spec.max_length,
-                    assignment.working_dir,
-                )
+            self.model = (
+                peers.settle(lambda: create_model(self.torch, assignment, self.prepared))
+                if ready is None
+                else ready.model
             )
-            parameters = sum(p.numel() for p in model.parameters())
-            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
+            self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            self.shapes = [(name, list(p.shape)) for name, p in self.model.named_parameters()]
         with reporter.stage("engine"):
             config = presets.configuration(
                 self.choice,
                 assignment.spec.deepspeed.config,
-                plan,
+                self.plan,
                 working_dir=assignment.working_dir,
                 precision=self.precision,
                 learning_rate=self.training.learning_rate,
                 weight_decay=self.training.weight_decay,
                 max_gradient_norm=self.training.max_gradient_norm,
             )
-            self.model = model
-            self.randomness = randomness.install(model, seed)
-            self.engine = initialize(self.deepspeed, model, config)
-        pad = model.config.pad_token_id or 0
+            self.randomness = randomness.install(self.model, self.training.seed)
+            self.engine = initialize(self.deepspeed, self.model, config)
+        pad = self.model.config.pad_token_id or 0
         self.batches = {
             name: Batches(self.torch, self.prepared.splits[name], causal=self.causal, pad=pad, device=peers.device)
             for name in dataset.SPLITS
         }
-        self._restore(shapes)
-        reporter.first(
-            "plan",
-            total_steps=self.total_steps,
-            steps_per_epoch=self.steps_per_epoch,
-            train_samples=len(self.prepared.splits["train"]),
-            world_size=plan.world_size,
-            micro_batch=plan.micro_batch,
-            accumulation=plan.accumulation,
-            parameters=parameters,
-            trainable_parameters=trainable,
-        )
+        self._keep_state()
 
     def _batch(self) -> Batch:
         wish = self.training.micro_batch_size
@@ -202,27 +216,27 @@ class Trainer:
         self.order = SampleOrder(samples, self.training.seed, batch, total_samples)
         self.warmup = warmup_steps(self.training.warmup, self.total_steps)
 
-    def _restore(self, shapes: list[tuple[str, list[int]]]) -> None:
+    def _keep_state(self) -> None:
         import transformers
 
         assignment, peers = self.assignment, self.peers
-        identity = [self.prepared.digest(), self.plan.global_batch, self.training.seed, shapes]
-        store = stored(lambda: storage.open_store(assignment.checkpoint_uri))
+        identity = [self.prepared.digest(), self.plan.global_batch, self.training.seed, self.shapes]
         checkpoint = assignment.spec.checkpoint
         self.saver = Saver(
             peers,
-            store,
+            self.store,
             self.reporter.clock,
             attempt=assignment.attempt,
+            generation=self.generation,
             retention=retention(checkpoint),
             verify=checkpoint.verify,
         )
-        attached = fragments.attach(self.engine, peers, deepspeed_version=self.deepspeed.__version__)
+        self.attached = fragments.attach(self.engine, peers, deepspeed_version=self.deepspeed.__version__)
         self.state = RunState(
             self.torch,
             peers,
-            store,
-            attached,
+            self.store,
+            self.attached,
             storage.Manifest(
                 global_step=0,
                 samples_seen=0,
@@ -242,25 +256,74 @@ class Trainer:
             self._model_files(),
             frozen_once=True,
         )
+
+    def _restore_from_checkpoint(self) -> dict[str, Any]:
+        """Take up the newest whole checkpoint, or what is to be imported, or nothing: the fields of `restored`."""
+        wanted = self.assignment.spec.checkpoint.import_from
         with self.reporter.stage("restore"):
-            found, refused, where = self.state.restore(assignment.attempt)
+            found, refused, where = self.state.restore(self.assignment.attempt)
             self.progress = Progress() if where is None else Progress.from_document(where)
-            imported = self._import(attached) if found is None else None
-            if found is not None and checkpoint.import_from is not None:
-                line = f"checkpoint.importFrom is not read: the job has a checkpoint of its own, {found.uri}"
-                self.reporter.first("log", rank=0, lines=[line])
+            imported = self._import(self.attached) if found is None else None
+            if found is not None and wanted is not None:
+                self._log(f"checkpoint.importFrom is not read: the job has a checkpoint of its own, {found.uri}")
         self.restored_from = imported if found is None else found.uri
-        self.cadence = Cadence(checkpoint, self.reporter.clock, peers.rank)
-        self.reporter.first(
-            "restored",
-            step=self.progress.step,
-            uri=self.restored_from,
-            covers_ns=None if found is None or found.manifest is None else found.manifest.covers_ns,
-            refused=[{"uri": item.uri, "why": item.why} for item in refused],
-        )
-        if self.progress.reports.kept:
-            self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
-            self.progress.reports.kept.clear()
+        return {
+            "source": "checkpoint",
+            "uri": self.restored_from,
+            "covers_ns": None if found is None or found.manifest is None else found.manifest.covers_ns,
+            "refused": [{"uri": item.uri, "why": item.why} for item in refused],
+        }
+
+    def _restore_from_memory(self) -> dict[str, Any] | None:
+        """Take up what an earlier generation left in memory: the fields of `restored`. None when there is nothing, when a
+        checkpoint is newer, or when it cannot be had; then the engine is as new."""
+        source = None if self.memory is None else self.memory.source
+        if source is None:
+            return None
+        try:
+            with self.reporter.stage("restore"):
+                whole, where = self.peers.first(lambda: self._whole_checkpoints(source.step))
+                if max(whole, default=0) > source.step:
+                    return None
+                return self._continue_from(self.state.adopt(source), whole, where)
+        except WorkerFailed as error:
+            why = error.message
+        finally:
+            source.close()
+        self._log(f"the state of step {source.step} in memory cannot be used: {why}; taking the newest checkpoint")
+        self.saver.close()
+        del self.state, self.attached, self.engine, self.model
+        gc.collect()
+        deepspeed_globals.forget_engines()
+        self._form()
+        return None
+
+    def _whole_checkpoints(self, step: int) -> tuple[dict[int, str], Any]:
+        """(the places of whole checkpoints by step, where the run was in that of `step` if there is one)."""
+        whole = {listed.step: listed for listed in stored(self.store.list) if listed.whole}
+        where = None
+        if step in whole:
+            with suppress(StorageError):  # memory knows it too, apart from what came after the step
+                where = json.loads(self.store.read(whole[step], TRAINER_FILE))["where"]
+        return {number: listed.uri for number, listed in whole.items()}, where
+
+    def _continue_from(self, found: Any, whole: Mapping[int, str], where: Any) -> dict[str, Any]:
+        """Set progress to what memory says, or to what a checkpoint of the same step does, which knows how it went on."""
+        progress = self.progress = Progress.from_document(found["progress"] if where is None else where)
+        after = _Decision(**found["after"])
+        granted = [wish for step, wish in found["owed"] if step in whole]
+        self.wishes_kept = max([found["wishes_kept"], *granted])
+        after.save = after.save or len(granted) < len(found["owed"])
+        self.wishes_handled = after.wish if after.save else self.wishes_kept
+        self.saved_step = max(whole, default=0)
+        self.restored_from = whole.get(self.saved_step)
+        if self.assignment.spec.checkpoint.keep_best and progress.best_step not in (None, *whole):
+            self._log(f"the best checkpoint so far, of step {progress.best_step}, was lost before it was durable")
+            progress.best_value, progress.best_step, progress.best_metrics = None, None, {}
+            after.evaluate = True
+        self.unfinished = after if where is None or after.evaluate else None
+        self.saver.tidy()
+        return {"source": "memory", "uri": self.restored_from, "covers_ns": after.covers_ns, "refused": []}
 
     def _import(self, attached: fragments.EngineState) -> str | None:
         """Begin from what `checkpoint.importFrom` names, if it names something: its place. Steps are counted on."""
@@ -294,18 +357,17 @@ class Trainer:
     # ---- steps
 
     def _train(self) -> dict[str, Any] | None:
-        """Run until the end (None), or until somebody wants the run to stop (its result)."""
+        """Run until the end (None), or until somebody wants the run to stop or to regroup (its result)."""
         clock = self.reporter.clock
         self.engine.train()
         first = clock.monotonic_ns()
+        if self.unfinished is not None and (result := self._after(self.unfinished)) is not None:
+            return result
         while self.progress.step < self.total_steps and not self.progress.stopped_early:
             start = clock.monotonic_ns()
             decision = self._step()
-            covers_ns = clock.now_ns()
+            decision.covers_ns = clock.now_ns()
             progress = self.progress
-            if first:
-                self.reporter.first("stage", stage="first_step", seconds=seconds_between(first, clock.monotonic_ns()))
-                first = 0
             report = {
                 "step": progress.step,
                 "epoch": progress.samples_seen / len(self.prepared.splits["train"]),
@@ -316,28 +378,67 @@ class Trainer:
                 "seconds": seconds_between(start, clock.monotonic_ns()),
                 **({} if decision.norm is None else {"grad_norm": decision.norm}),
             }
+            progress.reports.remember({**report, "attempt": self.assignment.attempt, "at_ns": decision.covers_ns})
+            if self.memory is not None and (decision.publish or decision.regroup):
+                self._publish(decision)
+            if first:
+                self.reporter.first("stage", stage="first_step", seconds=seconds_between(first, clock.monotonic_ns()))
+                first = 0
             self.reporter.first("step", **report)
-            progress.reports.remember({**report, "attempt": self.assignment.attempt, "at_ns": covers_ns})
-            improved = self._evaluate_if_due(decision.samples)
-            due = (
-                improved
-                or decision.save
-                or decision.stop
-                or progress.stopped_early
-                or progress.step == self.total_steps
-                or self.cadence.steps_due(progress.step - 1, progress.step)
-            )
-            if due:
-                self._save(covers_ns, best=improved, wish=decision.wish)
-            if decision.stop and progress.step < self.total_steps and not progress.stopped_early:
-                return {
-                    "outcome": "stopped",
-                    "reason": "Stopped",
-                    "step": progress.step,
-                    "metrics": progress.metrics,
-                    "model_uri": None,
-                }
+            if (result := self._after(decision)) is not None:
+                return result
         return None
+
+    def _after(self, decision: _Decision) -> dict[str, Any] | None:
+        """What follows a step: leave for another world, evaluate, save. The result of the run when it is to end here."""
+        progress = self.progress
+        if decision.regroup and self.memory is not None:
+            self.saver.leave(LEAVING_SECONDS)
+            return self._ended(REGROUPED, "Regrouped")
+        improved = self._evaluate_if_due(decision)
+        due = (
+            improved
+            or decision.save
+            or decision.stop
+            or decision.regroup
+            or progress.stopped_early
+            or progress.step == self.total_steps
+            or self.cadence.steps_due(progress.step - 1, progress.step)
+        )
+        if due:
+            self._save(decision, best=improved)
+        over = progress.step >= self.total_steps or progress.stopped_early
+        if decision.stop and not over:
+            return self._ended("stopped", "Stopped")
+        if decision.regroup and not over:
+            return self._ended(REGROUPED, "Regrouped")
+        return None
+
+    def _ended(self, outcome: str, reason: str) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            "outcome": outcome,
+            "reason": reason,
+            "step": progress.step,
+            "metrics": progress.metrics,
+            "model_uri": None,
+        }
+
+    def _publish(self, decision: _Decision) -> None:
+        """This rank's shard, with all that the next world must know."""
+        after = {
+            "samples": decision.samples,
+            "covers_ns": decision.covers_ns,
+            "wish": decision.wish,
+            "save": decision.save,
+        }
+        where = {
+            "progress": self.progress.to_document(REPORTS_IN_MEMORY),
+            "after": after,
+            "wishes_kept": self.wishes_kept,
+            "owed": self.saves,
+        }
+        self.state.publish(self.progress.step, where)
 
     def _step(self) -> _Decision:
         torch, peers, progress, plan = self.torch, self.peers, self.progress, self.plan
@@ -375,35 +476,53 @@ class Trainer:
         """Say once in the log that the model draws random numbers which depend on the ranks."""
         if not self.own_randomness_told and self.randomness.unhandled:
             self.own_randomness_told = True
-            self.reporter.first(
-                "log",
-                rank=0,
-                lines=[
-                    f"{type(self.model).__name__} draws random numbers of its own: the run repeats exactly at the same "
-                    "number of workers; at another number they differ"
-                ],
+            self._log(
+                f"{type(self.model).__name__} draws random numbers of its own: the run repeats exactly at the same number "
+                "of workers; at another number they differ"
             )
 
+    def _log(self, line: str) -> None:
+        self.reporter.first("log", rank=0, lines=[line])
+
     def _agree(self, loss_sum: float, weight: int, samples: int, rate: float) -> _Decision:
-        peers = self.peers
+        peers, progress = self.peers, self.progress
         wishes = self.reporter.link.wishes()
         finite = math.isfinite(loss_sum)
-        time_due = self.cadence.time_due(wishes)
-        counts = [float(wishes.checkpoint) if rank == peers.rank else 0.0 for rank in range(peers.world_size)]
-        flags = self.saver.flags()
-        summed = peers.sum([loss_sum if finite else 0.0, not finite, wishes.stop, time_due, *flags, *counts])
-        self.saver.agreed(summed[4], summed[5])
-        if summed[1]:
-            raise self._non_finite("loss", self.progress.step + 1)
-        wish = int(max(summed[6:]))
+        written, failed = self.saver.flags()
+        first = peers.rank == 0
+        mine = {
+            "loss": loss_sum if finite else 0.0,
+            "not finite": not finite,
+            "stop": wishes.stop,
+            "regroup": getattr(wishes, "regroup", False),  # an engine that never regroups need not know the word
+            "time due": self.cadence.time_due(wishes),
+            "written": written,
+            "failed": failed,
+            "durable": self.saver.durable_step,
+            "publish every": self.memory.every if first and self.memory is not None else 0,
+        }
+        wanted = [float(wishes.checkpoint) if rank == peers.rank else 0.0 for rank in range(peers.world_size)]
+        summed = peers.sum([*(float(value) for value in mine.values()), *wanted])
+        all_say = dict(zip(mine, summed, strict=False))
+        self.saver.agreed(all_say["written"], all_say["failed"])
+        if all_say["not finite"]:
+            raise self._non_finite("loss", progress.step + 1)
+        for step, granted in self.saves:
+            if step <= all_say["durable"]:
+                self.wishes_kept = max(self.wishes_kept, granted)
+        self.saves = [save for save in self.saves if save[0] > all_say["durable"]]
+        wish = int(max(summed[len(mine) :]))
         asked = wish > self.wishes_handled
         self.wishes_handled = wish
+        every = all_say["publish every"]
         return _Decision(
-            loss=summed[0] / weight,
+            loss=all_say["loss"] / weight,
             samples=samples,
             rate=rate,
-            stop=summed[2] > 0,
-            save=asked or summed[3] > 0,
+            stop=all_say["stop"] > 0,
+            regroup=all_say["regroup"] > 0 and not all_say["stop"],
+            save=asked or all_say["time due"] > 0,
+            publish=every > 0 and (progress.step + 1) % every == 0,
             wish=wish,
         )
 
@@ -418,7 +537,7 @@ class Trainer:
 
     # ---- evaluation and saving
 
-    def _evaluate_if_due(self, samples: int) -> bool:
+    def _evaluate_if_due(self, decision: _Decision) -> bool:
         """Evaluate on validation when it is time; True when this is the best so far. Sets `stopped_early`."""
         progress = self.progress
         if not len(self.prepared.splits["validation"]):
@@ -428,8 +547,8 @@ class Trainer:
         if isinstance(every, int):
             due = progress.step % every == 0
         else:
-            due = progress.samples_seen // train > (progress.samples_seen - samples) // train
-        if not due and progress.step < self.total_steps:
+            due = progress.samples_seen // train > (progress.samples_seen - decision.samples) // train
+        if not due and not decision.evaluate and progress.step < self.total_steps:
             return False
         progress.metrics = self._evaluate("validation")
         stopping = self.training.early_stopping
@@ -465,23 +584,26 @@ class Trainer:
         self.reporter.first("evaluation", step=self.progress.step, split=split, metrics=metrics)
         return metrics
 
-    def _save(self, covers_ns: int, *, best: bool, wish: int) -> None:
+    def _save(self, decision: _Decision, *, best: bool) -> None:
         progress, reporter = self.progress, self.reporter
 
         def prepare() -> tuple[list[Part], storage.Manifest]:
+            progress.reports.forget(self.saved_step)
             parts = self.state.parts(progress.to_document())
             facts = replace(
                 self.state.facts(),
                 global_step=progress.step,
                 samples_seen=progress.samples_seen,
-                covers_ns=covers_ns,
+                covers_ns=decision.covers_ns,
                 metrics=progress.metrics,
                 best=best,
             )
-            progress.reports.kept.clear()
             return parts, facts
 
-        self.saver.save(progress.step, prepare, teller(reporter, covers_ns=covers_ns, wish=wish, best=best))
+        told = teller(reporter, covers_ns=decision.covers_ns, wish=decision.wish, best=best)
+        self.saver.save(progress.step, prepare, told)
+        self.saves.append((progress.step, decision.wish))
+        self.saved_step = progress.step
         self.cadence.saved()
 
     # ---- the end
@@ -551,28 +673,17 @@ class Trainer:
 
 @dataclass
 class _Decision:
-    """What all ranks know after a step's all-reduce."""
+    """What all ranks know after a step's all-reduce; of a step out of memory, as much as still matters."""
 
-    loss: float
     samples: int
-    rate: float
-    stop: bool
-    save: bool
     wish: int
+    save: bool
+    loss: float = 0.0
+    rate: float = 0.0
+    stop: bool = False
+    regroup: bool = False
+    publish: bool = False
+    evaluate: bool = False
     norm: float | None = None
-
-
-def compute_device(torch: Any, local_rank: int, *, gpu: bool) -> str:
-    """`cpu`, or `cuda:N` for this rank; the device becomes the current one."""
-    if not gpu:
-        return "cpu"
-    index = local_rank % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return f"cuda:{index}"
-
-
-def start_group(torch: Any, deepspeed: Any, device: str) -> None:
-    """Join torch's process group (a new one unless the launcher made it) and let DeepSpeed use it."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
-    deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False)
+    covers_ns: int = 0
+    """When the step ended."""

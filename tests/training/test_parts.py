@@ -164,9 +164,9 @@ def test_the_shared_memory_operator_is_not_built() -> None:
     code = """
 import os, torch
 from orchestrator.training import environment
-from orchestrator.training.trainer import start_group
+from orchestrator.training.world import start_group
 deepspeed = environment.import_deepspeed(os.environ, cpu=True)
-start_group(torch, deepspeed, "cpu")
+start_group(torch, deepspeed, "cpu", os.environ)
 from deepspeed.comm.torch import build_shm_op
 assert build_shm_op() is None
 print("started", deepspeed.get_accelerator().device_name())
