@@ -1,16 +1,54 @@
-"""What to do about machines that come and go: how often they go (`hazard`), and how often to save (`cadence`). Pure: values
-in, values and reasons out; no clock, no I/O. The simulator and the controller call the same functions."""
+"""What to do about machines that come and go: how often they go (`hazard`), how often to save (`cadence`), how many workers train
+(`resize`, with `speed` and `durations`), when a node with a notice is left (`handover`), when a gang hangs and who is slow
+(`hangs`), which nodes are not trusted (`quarantine`), how often shards are copied (`replication`), what follows when memory runs
+out (`memory_pressure`), and one gang's share of all this (`elasticity`). Pure: values in, values and reasons out; no clock, no
+I/O. The simulator and the controller call the same functions."""
 
 from orchestrator.policy.cadence import Plan, SaveCost, checkpoint_interval, slowdown_seconds
+from orchestrator.policy.durations import Durations, Span
+from orchestrator.policy.elasticity import Elasticity
+from orchestrator.policy.handover import Handover, Standing, hand_over, safe_until_ns
+from orchestrator.policy.hangs import HangLimit, Pause, Straggler, Stragglers
 from orchestrator.policy.hazard import Hazard, Observed, exposure_hours, hazard
+from orchestrator.policy.memory_pressure import OutOfMemory, Relief, relieve
+from orchestrator.policy.quarantine import Admitted, Fault, Judged, Quarantine
+from orchestrator.policy.replication import Replication, replicate_every
+from orchestrator.policy.resize import ResizeSense, Situation, Verdict, advantages, decide
+from orchestrator.policy.speed import Speed
 
 __all__ = [
+    "Admitted",
+    "Durations",
+    "Elasticity",
+    "Fault",
+    "Handover",
+    "HangLimit",
     "Hazard",
+    "Judged",
     "Observed",
+    "OutOfMemory",
+    "Pause",
     "Plan",
+    "Quarantine",
+    "Relief",
+    "Replication",
+    "ResizeSense",
     "SaveCost",
+    "Situation",
+    "Span",
+    "Speed",
+    "Standing",
+    "Straggler",
+    "Stragglers",
+    "Verdict",
+    "advantages",
     "checkpoint_interval",
+    "decide",
     "exposure_hours",
+    "hand_over",
     "hazard",
+    "relieve",
+    "replicate_every",
+    "safe_until_ns",
     "slowdown_seconds",
 ]

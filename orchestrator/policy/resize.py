@@ -17,8 +17,11 @@ end of the work, is
 
 where k' is the size after k lost one machine: gain at s(k) - 1, for as long as k lasts, less b for each interruption that only
 the machines that joined bring, after which what is left of the growth goes on being worth something. (The end of the work is
-taken as one more random moment, with mean T / s(k).) The gang grows to the k whose A(k) is largest, when A(k) > a. A falls with
-hazard and with b, so growing never begins because machines went more often or transitions got dearer.
+taken as one more random moment, with mean T / s(k).) Growth counts only if no interruption falls into the pause itself, so
+A(k) is multiplied by exp(-l(k) a), and A(k') by exp(-l(k') b). The gang may grow to a k with A(k) > a; of several it takes
+the one that gets most done in the long run, with s(k) exp(-l(k) b) largest (pauses that begin anew when they are interrupted
+leave exp(-l b) of the time). A falls with hazard and with b, so growing never begins because machines went more often or
+transitions got dearer.
 
 Hysteresis. Nothing shrinks by choice, so a round trip needs a loss, and each growth has been worth its a beforehand. After any
 change a growth waits DWELL times a, so at most one part in DWELL + 1 of the time goes to growing, whatever the estimates.
@@ -27,7 +30,7 @@ Waiting for more. When further standbys are warming, growing now and again soon 
 The gang waits while the next is expected before that sum reaches a, counted from when it could have grown: so waiting in vain
 costs at most one transition (the bound of ski rental), and never more than a minute.
 
-A transition that happens anyway (a loss, a notice, a wish) takes the k that is best with a = 0.
+A transition that happens anyway (a loss, a notice, a wish) takes the k that gets most done in the long run.
 
 No price in it: a standby that is ready is paid whether it trains or not. Whether to rent it is another decision.
 Limits: interruptions are memoryless; machines that join are like those that are there; speed may be a guess until measured.
@@ -117,9 +120,10 @@ def decide(situation: Situation) -> Verdict:
     worth = advantages(situation, present)
     cost = situation.joining.mean
     worth = {size: _survives(situation, size, cost) * value for size, value in worth.items()}
-    best = max(larger, key=lambda size: (worth[size], -size))
+    paying = [size for size in larger if worth[size] > cost]
+    best = max(paying or larger, key=lambda size: _in_the_long_run(situation, size))
     told = _told(situation, best, worth[best])
-    if worth[best] <= cost:
+    if not paying:
         return Verdict(present, f"stay at {present} though {best} could train: {told}")
     dwell = DWELL * cost
     if situation.since_change_seconds is not None and situation.since_change_seconds < dwell:
@@ -158,17 +162,18 @@ def _survives(situation: Situation, size: int, stands_seconds: float) -> float:
     return math.exp(-situation.interruptions_per_hour[size] / 3600 * stands_seconds)
 
 
+def _in_the_long_run(situation: Situation, size: int) -> tuple[float, int]:
+    """Steps of a gang that always has this size, in the time that interruptions leave; of equal sizes the smallest."""
+    return situation.speeds[size] * _survives(situation, size, situation.losing.mean), -size
+
+
 def _anew(situation: Situation, sizes: Sequence[int]) -> Verdict:
     """The gang forms anyway: joining costs nothing."""
-    base = sizes[0]
-    worth = advantages(situation, base)
-    best = max(sizes, key=lambda size: (worth[size], -size))
+    best = max(sizes, key=lambda size: _in_the_long_run(situation, size))
     why = f"{_workers(situation.available)} can train and the gang forms anyway"
     if best < sizes[-1]:
-        more = sizes[-1]
-        why += f"; {more} would be worth no more than {best}" + (
-            f", at {situation.speeds[more] / situation.speeds[best]:.2f} times its speed"
-        )
+        times = situation.speeds[sizes[-1]] / situation.speeds[best]
+        why += f"; {sizes[-1]} would get less done, at {times:.2f} times the speed and with more interruptions"
     return Verdict(best, f"a gang of {best}: {why}")
 
 
@@ -182,7 +187,7 @@ def _wait(situation: Situation, best: int, worth: Mapping[int, float]) -> Verdic
     left = most - situation.waited_seconds
     for number, expected in enumerate(sorted(situation.warming_seconds), start=1):
         later = max((size for size in situation.allowed if best < size <= situation.available + number), default=None)
-        if later is not None and expected < left and worth[later] > worth[best]:
+        if later is not None and expected < left and worth[later] > cost:
             return Verdict(
                 situation.present,
                 f"wait up to {seconds(left)} for a standby that is expected in {seconds(max(0.0, expected))}: one transition "
@@ -266,13 +271,16 @@ class ResizeSense:
         self._steps_left = steps_left
 
     def joined(self, dead_seconds: float) -> None:
-        """A transition that was chosen is over; the gang made no step for so long."""
+        """A transition between two steps is over, chosen or after a notice; the gang made no step for so long."""
         self._joining.observe(dead_seconds)
 
-    def lost(self, now_ns: int, dead_seconds: float, capacity_type: CapacityType) -> None:
-        """A transition that a lost machine forced is over; the gang stood, and repeated steps, for so long."""
-        self._lived(now_ns)
+    def lost(self, dead_seconds: float) -> None:
+        """A transition after a loss is over; the gang stood, and repeated steps, for so long."""
         self._losing.observe(dead_seconds)
+
+    def interrupted(self, now_ns: int, capacity_type: CapacityType) -> None:
+        """A machine of this kind, or a process on it, was lost or given notice."""
+        self._lived(now_ns)
         seen = self._observed.get(capacity_type, Observed()) + Observed(1)
         self._observed[capacity_type] = seen
         self._newest.setdefault(capacity_type, deque(maxlen=RECENT)).append(seen.machine_hours)

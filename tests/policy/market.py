@@ -95,7 +95,8 @@ def play(
         elif not gang <= change.up or not gang:
             if isinstance(rule, ResizeSense):
                 if gang:
-                    rule.lost(round(now * SECOND), losing, CapacityType.ON_DEMAND)
+                    rule.interrupted(round(now * SECOND), CapacityType.ON_DEMAND)
+                    rule.lost(losing)
                 size = rule.after_a_loss(round(now * SECOND), len(change.up)).target
             else:
                 size = best(len(change.up))

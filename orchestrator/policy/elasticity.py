@@ -1,0 +1,180 @@
+"""One gang's policies together, fed with the events that its engine and its workers tell anyway.
+
+The engine asks short questions (is it worth growing, how long may no step be made, when must a node be left, may a node be
+used); `hear` takes the events from which the answers are learned. What was answered last, and why, is in `reasons`, for
+`events` and `status`.
+
+Two clocks: `now_ns` is monotonic, the engine's; `at_ns` in events is the workers' wall clock and only differences between events of
+one world are taken.
+
+A pause must be announced before it begins, by an event `{"kind": "pause", "pause": "evaluation" | "checkpoint" | "data"}` of
+rank 0. Without it a pause longer than the limit looks like a hang.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
+from orchestrator.domain.offerings import CapacityType
+from orchestrator.policy.durations import Durations, seconds
+from orchestrator.policy.hangs import HangLimit, Pause
+from orchestrator.policy.hazard import Observed
+from orchestrator.policy.quarantine import Quarantine
+from orchestrator.policy.resize import ResizeSense, Verdict
+
+PUBLISH_PRIOR = (0.1, 2.0)
+"""Mean and high percentile in seconds of writing one rank's shard to memory, until measured."""
+MARGIN_SECONDS = 5.0
+"""Between a node's last use and its deadline: clocks that differ, a cloud that is early."""
+STEPS_REMEMBERED = 32
+
+
+class Elasticity:
+    """What a gang learned, and what follows. Not thread-safe."""
+
+    def __init__(
+        self,
+        allowed: Sequence[int],
+        *,
+        ranks_per_worker: int = 1,
+        by_workers: bool = False,
+        observed: Mapping[CapacityType, Observed] | None = None,
+        capacity_of: Callable[[str], CapacityType] = lambda node: CapacityType.ON_DEMAND,
+        margin_seconds: float = MARGIN_SECONDS,
+    ) -> None:
+        """`allowed`: numbers of workers. `capacity_of`: how a node is rented. `by_workers`: see `Speed`."""
+        self.sense = ResizeSense(allowed, by_workers=by_workers, observed=observed)
+        self.hangs = HangLimit()
+        self.quarantine = Quarantine()
+        self.reasons: dict[str, str] = {}
+        """The newest reason by what was decided: `resize`, `hang`, `quarantine`, `hand-over`."""
+        self._publishing = Durations(*PUBLISH_PRIOR)
+        self._ranks_per_worker = ranks_per_worker
+        self._capacity_of = capacity_of
+        self._margin = margin_seconds
+        self._workers = 0
+        self._nodes: frozenset[str] = frozenset()
+        self._slots: dict[str, int] = {}
+        self._needed = 0
+        self._world_ns: int | None = None
+        self._step_at_ns: int | None = None
+        self._steps: list[float] = []
+        self._total_steps: int | None = None
+        self._stood_since_ns: int | None = None
+        self._by_choice = False
+        self._warming: tuple[float, ...] = ()
+
+    # --- what is heard -----------------------------------------------------------------------------------------------
+
+    def hear(self, now_ns: int, event: Mapping[str, Any]) -> None:
+        """An event of the engine or of rank 0. Kinds that say nothing here are let be."""
+        match event.get("kind"):
+            case "world":
+                self._new_world(now_ns, event)
+            case "world_lost":
+                self._lost(now_ns, event)
+            case "plan":
+                self._total_steps = event.get("total_steps")
+            case "step":
+                self._step(now_ns, event)
+            case "pause":
+                pause = next((each for each in Pause if each.value == event.get("pause")), None)
+                if pause is not None:
+                    self.hangs.expect(pause)
+            case "replication":
+                self._publishing.observe(float(event.get("seconds") or 0.0))
+
+    def nodes(self, slots: Mapping[str, int], needed: int) -> None:
+        """The nodes that there are, each with its slots, and how many workers the gang has to have at least."""
+        self._slots, self._needed = dict(slots), needed
+
+    def warming(self, expected_seconds: Sequence[float]) -> None:
+        """Until each standby that is not ready is expected to be."""
+        self._warming = tuple(expected_seconds)
+
+    def _new_world(self, now_ns: int, event: Mapping[str, Any]) -> None:
+        workers = int(event["world_size"]) // self._ranks_per_worker
+        self._nodes = frozenset(str(each["node"]) for each in event["workers"])
+        machines: dict[CapacityType, int] = {}
+        for node in self._nodes:
+            kind = self._capacity_of(node)
+            machines[kind] = machines.get(kind, 0) + 1
+        self.sense.world(now_ns, workers, machines)
+        self.hangs.new_world(self._workers, workers)
+        self._workers, self._world_ns, self._step_at_ns = workers, now_ns, None
+
+    def _lost(self, now_ns: int, event: Mapping[str, Any]) -> None:
+        stood = max(0, int(event.get("at_ns") or 0) - int(event.get("began_ns") or 0)) if event.get("began_ns") else 0
+        if self._stood_since_ns is None:  # a world that was lost before its first step makes the same pause longer
+            self._stood_since_ns = now_ns - stood
+            self._by_choice = True
+        reason = str(event.get("reason"))
+        self._by_choice = self._by_choice and reason in ("Notice", "Joined", "Resized")
+        if reason in ("Joined", "Resized"):
+            return
+        kinds = {self._capacity_of(node) for node in self._nodes}
+        if kinds:
+            self.sense.interrupted(now_ns, CapacityType.SPOT if CapacityType.SPOT in kinds else kinds.pop())
+
+    def _step(self, now_ns: int, event: Mapping[str, Any]) -> None:
+        own, at_ns = float(event.get("seconds") or 0.0), event.get("at_ns")
+        took = own
+        if self._step_at_ns is not None and isinstance(at_ns, int):
+            took = max(own, (at_ns - self._step_at_ns) / NANOSECONDS_PER_SECOND)
+        elif self._world_ns is not None:
+            took = max(own, (now_ns - self._world_ns) / NANOSECONDS_PER_SECOND)
+        self.hangs.observe(took)
+        left = None if self._total_steps is None else max(0, self._total_steps - int(event["step"]))
+        if self._stood_since_ns is None:
+            self.sense.step(now_ns, self._workers, own, left)
+            self._steps = [*self._steps[1 - STEPS_REMEMBERED :], own]
+        else:
+            dead = (now_ns - self._stood_since_ns) / NANOSECONDS_PER_SECOND
+            if self._by_choice:  # the step itself was work; after a loss it was done before
+                self.sense.joined(max(0.0, dead - (median(self._steps) if self._steps else 0.0)))
+            else:
+                self.sense.lost(dead)
+            self._stood_since_ns = None
+        self._step_at_ns = at_ns if isinstance(at_ns, int) else None
+
+    # --- what is asked -----------------------------------------------------------------------------------------------
+
+    def hang_limit_ns(self) -> int:
+        """How long the world may go without a step."""
+        return round(self.hangs.limit_seconds() * NANOSECONDS_PER_SECOND)
+
+    def growth(self, now_ns: int, present: int, possible: int) -> Verdict:
+        """How many workers there should be."""
+        verdict = self.sense.worth_growing(now_ns, present, possible, self._warming)
+        self.reasons["resize"] = verdict.reason
+        return verdict
+
+    def worth_growing(self, now_ns: int, present: int, possible: int) -> bool:
+        """Whether a gang of `present` should grow now. `growth` says to which size, which may be below `possible`."""
+        return self.growth(now_ns, present, possible).target > present
+
+    def lead_ns(self) -> int:
+        """How long before its deadline a node is left."""
+        publishing, forming = self._publishing.span.p99, self.sense.joining.p99
+        lead = publishing + forming + self._margin
+        self.reasons["hand-over"] = (
+            f"nodes are left {seconds(lead)} before their deadline: up to {seconds(publishing)} to publish, "
+            f"{seconds(forming)} for the next world to read it, {seconds(self._margin)} to spare"
+        )
+        return round(lead * NANOSECONDS_PER_SECOND)
+
+    def usable(self, node: str, now_ns: int) -> bool:
+        """Whether workers may be placed on the node."""
+        if self.quarantine.until_ns(now_ns, node) is None:
+            return True
+        admitted = self.quarantine.admit(now_ns, self._slots, self._needed)
+        self.reasons["quarantine"] = admitted.reason
+        return node in admitted.nodes
+
+    def fault(self, node: str, reason: str, now_ns: int) -> None:
+        """Something happened at a node."""
+        others = len(self._slots.keys() | self._nodes | {node})
+        self.reasons["quarantine"] = self.quarantine.fault(now_ns, node, reason, others).reason
