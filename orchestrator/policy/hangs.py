@@ -7,8 +7,8 @@ A hang. The limit is
 
 A process that is alive but stands still costs the whole gang, so it is not waited for by the minute; and a gang is not killed
 for a slow step, which is what the factor is for. p99 is of a window, so that it follows drift within hundreds of steps and
-hardly moves with single outliers. While few steps are known, it is 10 times the longest. A step that took more than half the
-limit and came after all doubles itself as the limit for some thousand steps: what was survived once is no hang the next time.
+hardly moves with single outliers. While few steps are known it is 10 times the longest, and before any is, two minutes. A step that took three quarters of the
+limit and came after all makes twice its length the limit for two thousand steps: what was survived once is no hang the next time.
 
 Pauses that a rank knows of are announced: the first step of a world (compiling, filling caches), an evaluation, a checkpoint that
 holds up the step, waiting for data. Steps with one do not count as steps; what they took beyond an ordinary step teaches the
@@ -40,8 +40,11 @@ WINDOW = 512
 FEW = 20
 FEW_FACTOR = 10.0
 """Times the longest, while fewer steps are known."""
+EARLY_SECONDS = 120.0
+"""While no ordinary step is known; there was none, or only a first one."""
+NEARLY = 0.75
 SURVIVED_FACTOR = 2.0
-SURVIVED_STEPS = 4_096
+SURVIVED_STEPS = 2_048
 PAUSE_FACTOR = 5.0
 PAUSE_FLOOR_SECONDS = 10.0
 PAUSES_REMEMBERED = 16
@@ -101,7 +104,7 @@ class HangLimit:
             self._expected = set()
             return
         self._survived_left = max(0, self._survived_left - 1)
-        if step > self.limit_seconds() / 2:
+        if step > NEARLY * self.limit_seconds():
             self._survived = max(SURVIVED_FACTOR * step, self._survived if self._survived_left else 0.0)
             self._survived_left = SURVIVED_STEPS
         if len(self._newest) == WINDOW:
@@ -113,6 +116,10 @@ class HangLimit:
         """Without a step for longer than this, the gang hangs."""
         limit = max(self._floor, self._steps_limit(), self._survived if self._survived_left else 0.0)
         return limit + sum(map(self._allowance, self._expected))
+
+    def formula_seconds(self) -> float:
+        """max(3 s, 5 x p99 of the newest steps), without what pauses and survivals add: what a bar may be held against."""
+        return max(self._floor, FACTOR * self._p99() if self._ordered else 0.0)
 
     def suspect(self, age_seconds: float) -> str | None:
         """Why a gang whose newest step is so old hangs; None: it does not."""
@@ -136,8 +143,10 @@ class HangLimit:
 
     def _steps_limit(self) -> float:
         known = len(self._ordered)
+        if not known:
+            return EARLY_SECONDS
         if known < FEW:
-            return FEW_FACTOR * self._ordered[-1] if known else 0.0
+            return FEW_FACTOR * self._ordered[-1]
         return FACTOR * self._p99()
 
     def _p99(self) -> float:
