@@ -33,7 +33,7 @@ def machines(record: JobRecord) -> int:
     """Machines that the gang ran on last: workers that share one are interrupted together. Before anything is known, one a
     worker."""
     hosts = {rank["host"] for rank in record.progress.get("ready", {}).values()}
-    return len(hosts) or record.state.workers
+    return len(hosts) or record.state.world_workers or record.state.workers
 
 
 def observed(record: JobRecord) -> Observed:

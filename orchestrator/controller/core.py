@@ -16,7 +16,6 @@ import logging
 import os
 import queue
 import threading
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -25,54 +24,49 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.accounting import (
-    CategoryBooked,
     Ledger,
-    MachineReleased,
     PriceBook,
     Statement,
-    WorkSettled,
 )
 from orchestrator.controller import cadence, terms
+from orchestrator.controller.bookkeeping import book_command, book_dead_time, book_slot, exported_until_ns
 from orchestrator.controller.hearing import fresh, hear
 from orchestrator.controller.home import Home
 from orchestrator.controller.hosts import DriverHost, Gone, Heard
 from orchestrator.controller.journal.base import SCHEMA_VERSION, JobRecord, Journal
 from orchestrator.controller.queueing import look
-from orchestrator.controller.secrecy import cut_out, keep, put_back, recall
+from orchestrator.controller.secrecy import put_back, recall
+from orchestrator.controller.submission import Submission, Submit, accept
 from orchestrator.controller.turn import Book, Turn
 from orchestrator.controller.views import cost_document, resource
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, to_rfc3339
 from orchestrator.domain.errors import Conflict, InternalError, NotFound, OrchestrateError, StaleEpoch, StorageError
 from orchestrator.domain.quantities import parse_duration_ns
 from orchestrator.lifecycle import (
-    Activity,
     Admitted,
     AttemptEnded,
-    BookActivity,
     CancelRequested,
     CheckpointCommitted,
     CheckpointRequested,
     Command,
     Event,
     FirstStepDone,
-    HoldMachines,
     KillAttempt,
-    Limits,
     Phase,
     Queued,
     Refusal,
     ReleaseMachines,
     ResumeRequested,
     SaveCheckpoint,
-    SettleWork,
+    ScaleRequested,
     StartAttempt,
     StartDeadlinePassed,
     StopAttempt,
     StopOverdue,
-    Submitted,
     SuspendRequested,
     TerminationReason,
     TooLargeForCluster,
+    WishSize,
     transition,
 )
 from orchestrator.platforms.engines.base import WORKER_LOOP
@@ -90,12 +84,6 @@ VERSION_BITS = 32
 TURN_ITEMS = 1_000
 """Most inbox items of one turn."""
 
-CATEGORY_OF = {
-    Activity.PROVISIONING: "provisioning",
-    Activity.TRAINING: "at_risk",
-    Activity.RESTART: "restart",
-    Activity.SHUTDOWN: "shutdown",
-}
 REQUESTS: Mapping[str, Callable[[int], Event]] = {
     "cancel": CancelRequested,
     "suspend": SuspendRequested,
@@ -108,28 +96,13 @@ CADENCE_MOVES = (Admitted, FirstStepDone, CheckpointCommitted, AttemptEnded)
 """Events after which the time between checkpoints is planned anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """Answer to a submit: `created`, `unchanged` (the same job is active) or `replayed` (the same idempotency key)."""
-
-    record: JobRecord
-    result: str
-
-
-@dataclass(slots=True)
-class _Submit:
-    document: Mapping[str, Any]
-    digest: str
-    key: str | None
-    rerun: bool
-    answer: Future[Submission]
-
-
 @dataclass(slots=True)
 class _Ask:
     namespace: str
     name: str
     verb: str
+    event: Callable[[int], Event]
+    """What happens to the job, given the time."""
     answer: Future[JobRecord]
 
 
@@ -146,7 +119,7 @@ class _Wake:
     """Look at the clock and the queue again."""
 
 
-_Item = _Submit | _Ask | Heard | Gone | _Happened | _Wake
+_Item = Submit | _Ask | Heard | Gone | _Happened | _Wake
 
 
 @dataclass(slots=True)
@@ -231,6 +204,8 @@ class Controller:
                 self._delayed.append((0, record.uid, state.attempt))
             if (plan := cadence.planned(record)) is not None:
                 self._host.wish_cadence(record.uid, state.attempt, plan)
+            if state.elastic:
+                self._host.wish_size(record.uid, state.attempt, state.workers)
             if state.stopping is not None:
                 self._ask_to_stop(record.uid, state.attempt, save=state.stopping == TerminationReason.SUSPENDED)()
             return
@@ -276,13 +251,21 @@ class Controller:
         job = parse_document(document)
         filled = job.model_dump(mode="json", by_alias=True, exclude_none=True)
         answer: Future[Submission] = Future()
-        self._inbox.put(_Submit(filled, spec_digest(job), idempotency_key, rerun, answer))
+        self._inbox.put(Submit(filled, spec_digest(job), idempotency_key, rerun, answer))
         return answer.result()
 
     def request(self, namespace: str, name: str, verb: str) -> JobRecord:
         """Carry out `cancel`, `suspend`, `resume` or `checkpoint` on the job of that name. Raises `NotFound`, `Conflict`."""
+        return self._asked(namespace, name, verb, REQUESTS[verb])
+
+    def scale(self, namespace: str, name: str, workers: int) -> JobRecord:
+        """Set the number of workers that is wished for. Raises `NotFound`, and `Conflict` for a size that the job may not
+        have."""
+        return self._asked(namespace, name, "scale", partial(ScaleRequested, workers=workers))
+
+    def _asked(self, namespace: str, name: str, verb: str, event: Callable[[int], Event]) -> JobRecord:
         answer: Future[JobRecord] = Future()
-        self._inbox.put(_Ask(namespace, name, verb, answer))
+        self._inbox.put(_Ask(namespace, name, verb, event, answer))
         return answer.result()
 
     def job(self, namespace: str, name: str) -> JobRecord:
@@ -452,7 +435,7 @@ class Controller:
                 log.error("the journal refuses: %s", error)
             self._healthy, self._refusal = False, error
             _refuse(items, error)
-            return [item for item in items if not isinstance(item, _Submit | _Ask)]
+            return [item for item in items if not isinstance(item, Submit | _Ask)]
         self._healthy, self._refusal = True, None
         changed = turn.changed()
         with self._changed:
@@ -487,8 +470,8 @@ class Controller:
 
     def _handle(self, turn: Turn, item: _Item) -> None:
         match item:
-            case _Submit():
-                self._submit(turn, item)
+            case Submit():
+                accept(turn, item, self.home, self._book.records.__getitem__)
             case _Ask():
                 self._ask(turn, item)
             case Heard():
@@ -502,59 +485,6 @@ class Controller:
 
     # --- requests
 
-    def _submit(self, turn: Turn, item: _Submit) -> None:
-        metadata = item.document["metadata"]
-        namespace, name = metadata["namespace"], metadata["name"]
-        if item.key is not None and (known := turn.by_key(namespace, item.key)) is not None:
-            if known.digest != item.digest or known.name != name:
-                what = f"the idempotency key {item.key!r} was used for another job, {known.namespace}/{known.name}"
-                turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint="use a new key")))
-            else:
-                turn.replies.append(lambda: item.answer.set_result(Submission(known, "replayed")))
-            return
-        before = turn.by_name(namespace, name)
-        if before is not None and not before.state.phase.ended:
-            if before.digest == item.digest:
-                turn.replies.append(lambda: item.answer.set_result(Submission(before, "unchanged")))
-                return
-            what = f"the job {namespace}/{name} is {before.state.phase} and was submitted with another spec"
-            hint = f"wait for it, cancel it (`orchestrate cancel {name}`), or choose another metadata.name"
-            turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint=hint)))
-            return
-        if before is not None and not item.rerun:
-            what = f"the job {namespace}/{name} has ended ({before.state.phase})"
-            hint = "submit with --rerun to run it again from the start, or choose another metadata.name"
-            turn.replies.append(lambda: item.answer.set_exception(Conflict(what, hint=hint)))
-            return
-        spec = item.document["spec"]
-        event = Submitted(turn.now_ns, spec["workers"]["max"], suspended=spec.get("suspend", False))
-        decision = transition(None, event, Limits())
-        uid = str(uuid.uuid4())
-        shown, secrets = cut_out(item.document)
-        if secrets:
-            try:
-                keep(self.home.secrets_file(uid), secrets)
-            except StorageError as error:
-                turn.replies.append(partial(item.answer.set_exception, error))
-                return
-        record = JobRecord(
-            uid=uid,
-            namespace=namespace,
-            name=name,
-            digest=item.digest,
-            document=shown,
-            working_dir=spec.get("runtime", {}).get("workingDir", ""),
-            state=decision.state,
-            created_ns=turn.now_ns,
-            idempotency_key=item.key,
-        )
-        if before is not None:
-            turn.put(replace(before, current=False))
-        turn.put(record)
-        if decision.entry is not None:
-            turn.tell(record.uid, decision.entry)
-        turn.replies.append(lambda: item.answer.set_result(Submission(self._book.records[record.uid], "created")))
-
     def _ask(self, turn: Turn, item: _Ask) -> None:
         record = turn.by_name(item.namespace, item.name)
         if record is None:
@@ -564,7 +494,7 @@ class Controller:
             turn.replies.append(lambda: item.answer.set_exception(missing))
             return
         try:
-            self._apply(turn, record.uid, REQUESTS[item.verb](turn.now_ns))
+            self._apply(turn, record.uid, item.event(turn.now_ns))
         except Refusal as refusal:
             conflict = Conflict(f"cannot {item.verb} {item.namespace}/{item.name}: {refusal}")
             turn.replies.append(lambda: item.answer.set_exception(conflict))
@@ -590,6 +520,11 @@ class Controller:
                 self._apply(turn, item.uid, event)
             for entry in found.entries:
                 turn.book(item.uid, entry)
+            for change in found.slots:
+                record = turn.get(item.uid)
+                assert record is not None
+                exported_ns = exported_until_ns(self._started_ns, self._last_commit_ns, turn.now_ns)
+                book_slot(turn, record, change, self.prices, exported_ns)
             record = turn.get(item.uid)
             assert record is not None
         newest = item.updates[-1].seq
@@ -611,7 +546,7 @@ class Controller:
         record = turn.get(uid)
         assert record is not None
         if isinstance(event, AttemptEnded) and event.reason == "DriverLost" and event.attempt == record.state.attempt:
-            self._book_dead_time(turn, record)
+            book_dead_time(turn, record)
         decision = transition(record.state, event, terms.limits(record))
         if decision.entry is not None:
             turn.tell(uid, decision.entry)
@@ -638,31 +573,14 @@ class Controller:
             assert plan is not None
             turn.actions.append(partial(self._host.wish_cadence, uid, record.state.attempt, plan))
 
-    def _book_dead_time(self, turn: Turn, record: JobRecord) -> None:
-        """Nobody worked since the driver was last heard of: that time is restart, not training."""
-        heard_ns = record.progress.get("heard_ns")
-        if record.state.phase is Phase.RUNNING and heard_ns is not None:
-            turn.book(record.uid, CategoryBooked(heard_ns, CATEGORY_OF[Activity.RESTART]))
-
     def _carry_out(self, turn: Turn, uid: str, command: Command, event: Event) -> None:
-        match command:
-            case HoldMachines(workers):
-                record = turn.get(uid)
-                assert record is not None
-                capacity = self.prices.local_offering().capacity_type.value
-                turn.put(replace(record, progress={**record.progress, "capacity_type": capacity}))
-                for held in terms.machines(record, self.prices, workers, turn.now_ns):
-                    turn.book(uid, held)
-            case ReleaseMachines():
-                for machine in turn.held_machines(uid):
-                    turn.book(uid, MachineReleased(turn.now_ns, machine))
+        record = turn.get(uid)
+        assert record is not None
+        if book_command(turn, record, command, event, self.prices):
+            if isinstance(command, ReleaseMachines):
                 turn.actions.append(lambda: self._host.release(uid))
-            case BookActivity(activity, at_ns):
-                turn.book(uid, CategoryBooked(at_ns, CATEGORY_OF[activity]))
-            case SettleWork(until_ns, useful):
-                # Not turn.now_ns: what the worker did since, and is heard in the same turn, has still to be booked.
-                at_ns = event.at_ns if until_ns is None else until_ns
-                turn.book(uid, WorkSettled(at_ns, useful, whole=until_ns is None))
+            return
+        match command:
             case StartAttempt(attempt, delay_seconds):
                 self._delayed.append((self._in(delay_seconds), uid, attempt))
                 turn.actions.append(lambda: self._inbox.put(_Wake()))
@@ -672,6 +590,8 @@ class Controller:
                 turn.actions.append(lambda: self._host.kill(uid, attempt))
             case SaveCheckpoint(attempt):
                 turn.actions.append(lambda: self._host.wish_checkpoint(uid, attempt))
+            case WishSize(attempt, workers):
+                turn.actions.append(lambda: self._host.wish_size(uid, attempt, workers))
             case _:
                 raise InternalError(f"nobody carries out {command!r}")
 
@@ -754,5 +674,5 @@ class Controller:
 def _refuse(items: Sequence[_Item], error: OrchestrateError) -> None:
     """Give every caller that waits for an answer the error."""
     for item in items:
-        if isinstance(item, _Submit | _Ask) and not item.answer.done():
+        if isinstance(item, Submit | _Ask) and not item.answer.done():
             item.answer.set_exception(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.accounting import CheckpointStalled, Entry
-from orchestrator.controller import cadence
+from orchestrator.controller import cadence, slots
 from orchestrator.controller.driver import Update
 from orchestrator.controller.journal.base import JobRecord, StepRow
 from orchestrator.lifecycle import (
@@ -17,9 +17,12 @@ from orchestrator.lifecycle import (
     CheckpointRestored,
     Event,
     FirstStepDone,
+    MemoryTakenUp,
     Phase,
     StoryEntry,
     TerminationReason,
+    WorldFormed,
+    WorldLost,
 )
 
 Fields = Mapping[str, Any]
@@ -27,7 +30,8 @@ Fields = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Findings:
-    """What follows from one update: the record with newer progress, then events, story lines, ledger entries, steps."""
+    """What follows from one update: the record with newer progress, then events, story lines, ledger entries, steps, and
+    what became of the gang's slots."""
 
     record: JobRecord
     events: list[Event] = field(default_factory=list)
@@ -35,6 +39,8 @@ class Findings:
     entries: list[Entry] = field(default_factory=list)
     """Booked after the events."""
     steps: list[StepRow] = field(default_factory=list)
+    slots: list[slots.Change] = field(default_factory=list)
+    """Booked last."""
 
 
 def hear(record: JobRecord, update: Update, now_ns: int) -> Findings:
@@ -66,11 +72,18 @@ def _say(found: Findings, at_ns: int, event: str, reason: str, message: str) -> 
     found.story.append(StoryEntry(at_ns, event, phase, phase, reason, message))
 
 
+def _generation(found: Findings, event: Fields) -> int:
+    """The world that an event is of; the newest one where the engine does not say."""
+    return int(event.get("generation") or max(1, found.record.state.generation))
+
+
 def _started(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    if _generation(found, event) <= found.record.state.lost_generation:
+        return
     ready = {**found.record.progress.get("ready", {})} if found.record.progress.get("ready_attempt") == attempt else {}
     ready[str(event["rank"])] = {"pid": event["pid"], "host": event["host"]}
     _progress(found, ready=ready, ready_attempt=attempt)
-    if event["rank"] == 0:
+    if event["rank"] == 0 and found.record.state.lost_generation == 0:  # later worlds are of the same kind
         _progress(found, device=event["device"], precision=event["precision"])
         message = f"{event['device']}, {event['precision']}: {event['precision_reason']}"
         _say(found, at_ns, "Started", "PrecisionChosen", message)
@@ -104,17 +117,28 @@ def _stage(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
 def _restored(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     for refused in event.get("refused", ()):
         _say(found, at_ns, "CheckpointRefused", "CheckpointRefused", f"{refused['uri']}: {refused['why']}")
-    _progress(found, step=int(event["step"]))
-    taken_up = CheckpointRestored(at_ns, attempt, int(event["step"]), event.get("uri"), event.get("covers_ns"))
-    found.events.append(taken_up)
+    step, covers_ns, generation = int(event["step"]), event.get("covers_ns"), _generation(found, event)
+    if generation <= found.record.state.lost_generation:
+        return
+    source = event.get("source", "checkpoint")
+    _progress(found, step=step, source=source)
+    if source == "memory":
+        found.events.append(MemoryTakenUp(at_ns, attempt, step, covers_ns, generation=generation))
+    else:
+        taken_up = CheckpointRestored(at_ns, attempt, step, event.get("uri"), covers_ns, generation=generation)
+        found.events.append(taken_up)
 
 
 def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     record, state, step = found.record, found.record.state, int(event["step"])
-    if state.phase is not Phase.RUNNING:
+    generation = _generation(found, event)
+    late = generation <= state.lost_generation
+    """Of a world that is lost: the step was done, but where the gang stands is told by what the next world takes up."""
+    if state.phase is not Phase.RUNNING and not late:
         began_ns = at_ns - round(event["seconds"] * 1e9)
-        found.events.append(FirstStepDone(began_ns, attempt, step))
-        record = replace(record, progress=cadence.with_start(record, began_ns))
+        found.events.append(FirstStepDone(began_ns, attempt, step, generation=generation))
+        if record.progress.get("source") != "memory":
+            record = replace(record, progress=cadence.with_start(record, began_ns))
     if cadence.is_automatic(record):
         record = replace(record, progress=cadence.with_step(record, at_ns, event["seconds"]))
     samples = int(event.get("samples", 0))
@@ -122,11 +146,14 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     kept = record.samples_kept + (samples if first_time else 0)
     redone = record.progress.get("steps_redone", 0) + (0 if first_time else 1)
     caught_up = (state.restored_step or 0) < state.settled_step and state.attempt_step < state.settled_step <= step
-    if caught_up:
-        found.events.append(CaughtUp(at_ns, attempt))
+    if caught_up and not late:
+        found.events.append(CaughtUp(at_ns, attempt, generation=generation))
     values = {name: value for name, value in event.items() if name not in ("kind", "step")}
     found.steps.append(StepRow(record.uid, attempt, step, values))
     found.record = replace(record, samples_kept=kept)
+    if late:
+        _progress(found, steps_redone=redone, heard_step=max(step, record.progress.get("heard_step", 0)))
+        return
     if state.phase is Phase.RUNNING:
         found.record = replace(found.record, state=state.at_step(step))
     rate = _rate(record.progress, attempt, samples, at_ns)
@@ -193,6 +220,49 @@ def _checkpoint(found: Findings, attempt: int, event: Fields, at_ns: int) -> Non
     _progress(found, checkpoints=count, checkpoint_bytes=event.get("bytes"), checkpoint_seconds=event.get("seconds"))
 
 
+def _slot(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    found.record, changes = slots.hear(found.record, event, at_ns)
+    found.slots += changes
+
+
+def _world(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    state, generation = found.record.state, int(event["generation"])
+    if generation <= max(state.generation, state.lost_generation) and state.world_workers is not None:
+        return
+    named = {str(worker.get("slot") or worker["worker"]) for worker in event["workers"]}
+    found.events.append(WorldFormed(at_ns, attempt, len(named), generation=generation))
+    _progress(found, ready={}, ready_attempt=attempt, world_size=int(event["world_size"]))
+    found.record, changes = slots.seat(found.record, named, at_ns)
+    found.slots += changes
+
+
+def _world_lost(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    began_ns, target = int(event.get("began_ns", at_ns)), int(event.get("target") or 0)
+    reason, message = str(event["reason"]), str(event.get("message", ""))
+    generation = int(event["generation"])
+    found.events.append(WorldLost(at_ns, attempt, reason, message, began_ns, target, generation=generation))
+    if generation > found.record.state.lost_generation:
+        _progress(found, ready={}, ready_attempt=attempt)
+
+
+def _notice(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    node, deadline_ns = str(event["node"]), event.get("deadline_ns")
+    notices = found.record.progress.get("notices", {})
+    told = {name: event.get(name) for name in ("source", "kind", "deadline_ns")}
+    _progress(found, notices={**notices, node: told})
+    when = "" if deadline_ns is None else f" in {max(0.0, (int(deadline_ns) - at_ns) / 1e9):.0f} s"
+    _say(found, at_ns, "Notice", "Notice", f"node {node} goes{when}, as {event['source']} says ({event['kind']})")
+
+
+def _replication(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    _progress(found, replication={name: event.get(name) for name in ("every", "bytes", "seconds")})
+
+
+def _hung(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    message = f"rank {event['rank']} ({event['worker']}) stands still; its stack is in its log"
+    _say(found, at_ns, "Hung", TerminationReason.HUNG.value, message)
+
+
 def _ended(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     known = set(TerminationReason)
     reason = event["reason"] if event["reason"] in known else TerminationReason.APPLICATION_ERROR.value
@@ -213,6 +283,12 @@ _HANDLERS: dict[str, Callable[[Findings, int, Fields, int], None]] = {
     "steps_again": _steps_again,
     "evaluation": _evaluation,
     "checkpoint": _checkpoint,
+    "slot": _slot,
+    "world": _world,
+    "world_lost": _world_lost,
+    "notice": _notice,
+    "replication": _replication,
+    "hung": _hung,
     "ended": _ended,
 }
 

@@ -21,6 +21,8 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.accounting import Ledger
+from orchestrator.controller import slots
+from orchestrator.controller.bookkeeping import EXPORT_LAG_NS
 from orchestrator.controller.core import Controller
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.views import ready_workers
@@ -29,10 +31,10 @@ from orchestrator.domain.errors import StorageError
 from orchestrator.lifecycle import Budget, Phase, StoryEntry, TerminationReason
 from orchestrator.telemetry import Amounts, JobSample, Snapshot, amounts_of
 
-LAG_NS = 5 * NANOSECONDS_PER_SECOND
 SHOWN_AFTER_END_NS = 15 * 60 * NANOSECONDS_PER_SECOND
 """How long the series of a job stay after its end, so that a scrape or two see the last values."""
 STORY_PAGE = 1_000
+_RETRIED = frozenset(reason.value for reason in TerminationReason if reason.consequence.retried)
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class Sampler:
     def _take(self) -> Snapshot:
         controller = self._controller
         now_ns = controller.clock.now_ns()
-        until_ns = max(controller.started_ns, controller.last_commit_ns or 0, now_ns - LAG_NS)
+        until_ns = max(controller.started_ns, controller.last_commit_ns or 0, now_ns - EXPORT_LAG_NS)
         rollups = {key: _copy(amounts) for key, amounts in self._ended.items()}
         phases: Counter[tuple[str, str]] = Counter()
         jobs: list[JobSample] = []
@@ -158,13 +160,17 @@ class Sampler:
             restarts=told.restarts,
             checkpoints={"committed": int(record.progress.get("checkpoints", 0)), "refused": told.refused},
             last_checkpoint_ns=state.checkpoint_ns,
-            workers={"desired": state.workers if holds else 0, "ready": ready_workers(record), "draining": 0},
+            workers={
+                "desired": state.workers if holds else 0,
+                "ready": ready_workers(record),
+                "draining": slots.draining(record),
+            },
         )
 
     def _count(self, record: JobRecord) -> _Told:
         state = record.state
         told = self._told.setdefault(record.uid, _Told())
-        seen = (state.attempt, state.restored_step, state.phase)
+        seen = (state.attempt, state.lost_generation, state.restored_step, state.phase)
         while told.seen != seen:
             page = self._controller.journal.story(record.uid, told.number, STORY_PAGE)
             for number, entry in page:
@@ -178,7 +184,9 @@ class Sampler:
 def _tally(told: _Told, entry: StoryEntry) -> None:
     if entry.reason == "CheckpointRefused":
         told.refused += 1
-    elif entry.event == "AttemptEnded" and entry.phase_after == Phase.RECOVERING:
+    elif entry.event in ("AttemptEnded", "WorldLost") and entry.reason in _RETRIED:
+        if entry.event == "AttemptEnded" and entry.phase_after != Phase.RECOVERING:
+            return
         told.restarts[entry.reason] += 1
         if TerminationReason(entry.reason).consequence.budget is Budget.PREEMPTION:
             told.preemptions[entry.reason] += 1

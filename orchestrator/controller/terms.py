@@ -5,22 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.accounting import MachineHeld, PriceBook
-from orchestrator.controller import cadence
+from orchestrator.accounting import MachineHeld, PriceBook, Role
+from orchestrator.controller import cadence, slots
 from orchestrator.controller.home import Home
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.queueing import Need
-from orchestrator.controller.views import world_size
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
 from orchestrator.domain.quantities import parse_bytes
 from orchestrator.lifecycle import Limits
 from orchestrator.platforms.engines.base import RunRequest
 
 
+def elastic(document: Mapping[str, Any]) -> bool:
+    """Whether the number of workers may change."""
+    workers = document["spec"]["workers"]
+    return int(workers["min"]) < int(workers["max"])
+
+
+def sizes(document: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of workers that the job may have, ascending; the only one of a fixed gang."""
+    from orchestrator.spec.sizes import sizes_within
+
+    spec = document["spec"]
+    workers, training = spec["workers"], spec.get("training", {})
+    allowed, micro = workers.get("allowedSizes", "Auto"), training.get("microBatchSize", "Auto")
+    unit = ranks_per_worker(document) * (micro if isinstance(micro, int) else 1)
+    batch = None if "entrypoint" in spec else int(training.get("globalBatchSize", 32))
+    least, most = int(workers["min"]), int(workers["max"])
+    found = sizes_within(least, most, allowed if isinstance(allowed, str) else tuple(allowed), batch, unit)
+    return found or (most,)
+
+
+def ranks_per_worker(document: Mapping[str, Any]) -> int:
+    return max(1, int(document["spec"]["workers"].get("gpus", 0)))
+
+
 def need(record: JobRecord) -> Need:
-    """What the queue must find for the whole gang."""
+    """What the queue must find for the gang. An elastic job waits for its smallest size, and has what it holds."""
     workers = record.document["spec"]["workers"]
     count, memory = record.state.workers, workers.get("memory")
+    if record.state.elastic:
+        count = max(sizes(record.document)[0], len(slots.present(record)))
     return Need(
         uid=record.uid,
         priority=int(record.document["spec"].get("priority", 0)),
@@ -32,31 +57,35 @@ def need(record: JobRecord) -> Need:
 
 
 def limits(record: JobRecord) -> Limits:
-    """What `spec.failure` allows."""
+    """What `spec.failure` and `spec.workers` allow."""
     failure = record.document["spec"].get("failure", {})
-    return Limits(failure.get("maxRestarts", 0), failure.get("maxPreemptions"))
+    return Limits(
+        failure.get("maxRestarts", 0),
+        failure.get("maxPreemptions"),
+        sizes=sizes(record.document) if record.state.elastic else (),
+    )
 
 
-def machines(record: JobRecord, prices: PriceBook, workers: int, now_ns: int) -> list[MachineHeld]:
-    """One machine a worker, priced as the price book prices a worker on this machine."""
+def machine(
+    record: JobRecord, prices: PriceBook, name: str, at_ns: int, role: Role | None = Role.MEMBER
+) -> MachineHeld:
+    """The machine of one worker, priced as the price book prices a worker on this machine."""
     offering, billing = prices.local_offering(), prices.billing
-    return [
-        MachineHeld(
-            now_ns,
-            machine=f"{record.uid}/{record.state.attempt}/{worker}",
-            instance_type=offering.instance_type,
-            zone=offering.zone,
-            capacity_type=offering.capacity_type.value,
-            gpus=int(record.document["spec"]["workers"].get("gpus", 0)),
-            price_nanodollars_per_hour=offering.price_nanodollars_per_hour,
-            list_price_nanodollars_per_hour=offering.list_price_nanodollars_per_hour,
-            price_source=f"{offering.instance_type}: {offering.price_source}",
-            billed=offering.billed,
-            granularity_ns=billing.granularity_seconds * NANOSECONDS_PER_SECOND,
-            minimum_ns=billing.minimum_seconds * NANOSECONDS_PER_SECOND,
-        )
-        for worker in range(workers)
-    ]
+    return MachineHeld(
+        at_ns,
+        machine=name,
+        instance_type=offering.instance_type,
+        zone=offering.zone,
+        capacity_type=offering.capacity_type.value,
+        gpus=int(record.document["spec"]["workers"].get("gpus", 0)),
+        price_nanodollars_per_hour=offering.price_nanodollars_per_hour,
+        list_price_nanodollars_per_hour=offering.list_price_nanodollars_per_hour,
+        price_source=f"{offering.instance_type}: {offering.price_source}",
+        billed=offering.billed,
+        granularity_ns=billing.granularity_seconds * NANOSECONDS_PER_SECOND,
+        minimum_ns=billing.minimum_seconds * NANOSECONDS_PER_SECOND,
+        role=(role or Role.MEMBER).value,
+    )
 
 
 def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, worker_loop: str) -> RunRequest:
@@ -65,12 +94,14 @@ def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, work
     workers, runtime = spec["workers"], spec.get("runtime", {})
     run_dir = home.run_dir(record.uid)
     gpus, cpus, memory = int(workers.get("gpus", 0)), int(workers["cpus"]), workers.get("memory")
+    may_have, may_change = sizes(document), record.state.elastic
+    most = may_have[-1] if may_change else record.state.workers
     assignment = {
         "job": {"namespace": record.namespace, "name": record.name, "uid": record.uid},
         "spec": dict(document),
         "attempt": record.state.attempt,
-        "workers": record.state.workers,
-        "world_size": world_size(document),
+        "workers": most,
+        "world_size": most * ranks_per_worker(document),
         "run_dir": str(run_dir),
         "checkpoint_uri": home.checkpoint_uri(record.uid, record.name, spec.get("checkpoint", {}).get("uri")),
         "working_dir": record.working_dir or str(run_dir),
@@ -81,7 +112,7 @@ def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, work
         namespace=record.namespace,
         name=record.name,
         attempt=record.state.attempt,
-        workers=record.state.workers,
+        workers=most,
         cpus_per_worker=cpus,
         gpus_per_worker=gpus,
         memory_bytes_per_worker=None if memory is None else parse_bytes(memory),
@@ -89,4 +120,8 @@ def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, work
         assignment=assignment,
         env={variable["name"]: variable.get("value", "") for variable in runtime.get("env", [])},
         cadence=cadence.planned(record),
+        min_workers=may_have[0] if may_change else None,
+        allowed=may_have if may_change else (),
+        elastic=may_change,
+        size=record.state.workers if may_change else 0,
     )

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.accounting import Statement, write_receipt
+from orchestrator.controller import slots
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.domain.clock import to_rfc3339
 from orchestrator.domain.money import to_decimal_string
-from orchestrator.lifecycle import JobState, Phase
+from orchestrator.lifecycle import Disruption, JobState, Phase
 from orchestrator.storage import Listed
 
 
@@ -82,12 +83,13 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
         "conditions": _conditions(state),
         "startTime": _time(state.started_ns),
         "completionTime": _time(state.ended_ns),
-        "worldSize": world_size(record.document),
+        "worldSize": world_size(record),
         "attempt": state.attempt,
+        "generation": state.generation or None,
         "workers": {
             "desired": state.workers,
             "ready": ready_workers(record),
-            "draining": 0,
+            "draining": slots.draining(record),
             "ranks": _ranks(record),
         },
         "progress": _progress(state, progress, record.samples_kept),
@@ -96,7 +98,12 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
             "count": progress.get("checkpoints", 0),
             **_cadence(progress),
         },
-        "restarts": {"application": state.application_restarts, "preemption": state.preemption_restarts},
+        "restarts": {
+            "application": state.application_restarts,
+            "preemption": state.preemption_restarts,
+            "resize": state.resizes,
+        },
+        "disruptions": [_disruption(each) for each in state.disruptions],
         "cost": dict(cost) if cost is not None else None,
         "result": _result(record),
     }
@@ -106,13 +113,36 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
         status["hardware"] = {"device": progress["device"], "precision": progress["precision"]}
     if "stages" in progress:
         status["stages"] = progress["stages"]
+    if "replication" in progress:
+        status["replication"] = progress["replication"]
     return status
 
 
-def world_size(document: Mapping[str, Any]) -> int:
-    """Ranks of the gang: workers x max(1, gpus)."""
-    workers = document["spec"]["workers"]
-    return int(workers["max"]) * max(1, int(workers.get("gpus", 0)))
+def world_size(record: JobRecord) -> int:
+    """Ranks of the newest world, else those that the wished number of workers has: workers x max(1, gpus)."""
+    state = record.state
+    there = state.world_workers if state.phase.holds_machines else None
+    return (state.workers if there is None else there) * _ranks_per_worker(record)
+
+
+def _ranks_per_worker(record: JobRecord) -> int:
+    return max(1, int(record.document["spec"]["workers"].get("gpus", 0)))
+
+
+def _disruption(disruption: Disruption) -> dict[str, Any]:
+    """What broke training off, and what it cost. `secondsDead` and what follows it are null until it is known."""
+    back_ns = disruption.back_ns
+    return {
+        "time": to_rfc3339(disruption.at_ns),
+        "reason": disruption.reason,
+        "attempt": disruption.attempt,
+        "generation": disruption.generation or None,
+        "step": disruption.step,
+        "workersBefore": disruption.workers_before,
+        "workersAfter": disruption.workers_after,
+        "secondsDead": None if back_ns is None else round(max(0, back_ns - disruption.began_ns) / 1e9, 3),
+        "stepsRedone": disruption.steps_redone,
+    }
 
 
 def _time(at_ns: int | None) -> str | None:
@@ -123,9 +153,7 @@ def ready_workers(record: JobRecord) -> int:
     """Workers of the present attempt whose every rank has reported that it started."""
     if not record.state.phase.holds_machines or record.progress.get("ready_attempt") != record.state.attempt:
         return 0
-    ranks = len(record.progress.get("ready", {}))
-    per_worker = max(1, world_size(record.document) // record.state.workers)
-    return ranks // per_worker
+    return len(record.progress.get("ready", {})) // _ranks_per_worker(record)
 
 
 def _ranks(record: JobRecord) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ job whose own function trains has no batch that we know of, and any number will 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from orchestrator.spec.models import TrainingJobSpec, Workers
 
@@ -16,15 +17,30 @@ LARGEST_ELASTIC_GANG = 10_000
 
 def allowed_sizes(spec: TrainingJobSpec) -> tuple[int, ...]:
     """Numbers of workers that a world of this job may have, ascending. Empty when there is none, which the loader refuses."""
-    return tuple(size for size in wanted_sizes(spec.workers) if divides(spec, size))
+    workers = spec.workers
+    allowed = tuple(workers.allowed_sizes) if isinstance(workers.allowed_sizes, list) else workers.allowed_sizes
+    batch = None if spec.entrypoint is not None else spec.training.global_batch_size
+    return sizes_within(workers.min, workers.max, allowed, batch, batch_unit(spec, 1))
+
+
+@lru_cache(maxsize=1_024)
+def sizes_within(
+    least: int, most: int, allowed: str | tuple[int, ...], batch: int | None, unit: int
+) -> tuple[int, ...]:
+    """The same from plain values: `batch` in samples (None: not ours), `unit` the smallest batch of one worker."""
+    return tuple(size for size in _wanted(least, most, allowed) if batch is None or batch % (size * unit) == 0)
 
 
 def wanted_sizes(workers: Workers) -> Iterator[int]:
     """What `allowedSizes` names within the bounds, ascending, whatever the batch is."""
-    within = range(workers.min, min(workers.max, workers.min + LARGEST_ELASTIC_GANG) + 1)
-    if isinstance(workers.allowed_sizes, list):
-        yield from sorted({size for size in workers.allowed_sizes if size in within})
-    elif workers.allowed_sizes == "PowerOfTwo":
+    return _wanted(workers.min, workers.max, workers.allowed_sizes)
+
+
+def _wanted(least: int, most: int, allowed: str | Sequence[int]) -> Iterator[int]:
+    within = range(least, min(most, least + LARGEST_ELASTIC_GANG) + 1)
+    if not isinstance(allowed, str):
+        yield from sorted({size for size in allowed if size in within})
+    elif allowed == "PowerOfTwo":
         yield from (size for size in within if size & (size - 1) == 0)
     else:
         yield from within
