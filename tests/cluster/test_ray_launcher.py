@@ -230,6 +230,7 @@ def test_a_driver_that_comes_back_takes_up_what_is_there(
     """After the loss of launcher and coordinator the agents find the next coordinator by the driver's name, and its
     launcher asks for nothing that is there already."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = cluster.add_node()
     launcher = launch(coordinator)
@@ -242,7 +243,8 @@ def test_a_driver_that_comes_back_takes_up_what_is_there(
     later = Coordinator()
     try:
         name = f"driver-{launcher._request.uid}"
-        options = {"name": name, "namespace": "orchestrate", "lifetime": "detached", "num_cpus": 0}
+        head = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"name": name, "namespace": "orchestrate", "num_cpus": 0, "scheduling_strategy": head}
         driver: Any = ray.remote(Driver).options(**options).remote(later.address)
         second = launch(later)
         second.want(1)
