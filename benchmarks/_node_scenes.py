@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tests.cluster.ray_nodes import RayNode, ray_nodes
@@ -84,7 +85,7 @@ def measure(rows: Sequence[Row], event_ns: int, size: int) -> dict[str, Any]:
     done = max(row["step"] for row in old)
     useful = next(row for row in new if row["step"] > done)
     ends = [row["end_ns"] for row in old if row["end_ns"] <= event_ns]
-    gaps = sorted(later - earlier for earlier, later in zip(ends, ends[1:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(ends))
     return {
         "to_step": (new[0]["end_ns"] - event_ns) / NANOSECONDS,
         "to_useful": (useful["end_ns"] - event_ns) / NANOSECONDS,

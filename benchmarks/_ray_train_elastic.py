@@ -99,7 +99,8 @@ def _save(train_api: Any, torch: Any, engine: Any, stage: int, step: int, rank: 
 
 def fit(job: str, stage: int, scene: Scene, steps: Path, storage: Path) -> None:
     """Blocks for as long as the run goes."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    import ray.train
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from orchestrator.spec import load_file
@@ -111,11 +112,12 @@ def fit(job: str, stage: int, scene: Scene, steps: Path, storage: Path) -> None:
     assert spec.data is not None
     vocabulary = len(prepare(spec.model, spec.data, Path(job).resolve().parent).tokenizer)
     model = {**dict(spec.model.config or {}), "vocab_size": vocabulary, "num_labels": 2}
+    scaling: Any = ray.train.ScalingConfig  # declared as the class of Ray Train's first form
     TorchTrainer(
         train,
         train_loop_config={"model": model, "stage": stage, "steps": str(steps), "total_steps": 10**6},
         torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=(1, SIZE), elastic_resize_monitor_interval_s=scene.monitor_seconds),
+        scaling_config=scaling(num_workers=(1, SIZE), elastic_resize_monitor_interval_s=scene.monitor_seconds),
         run_config=RunConfig(
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=-1),
