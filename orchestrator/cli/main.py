@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "cancel": "end a job for good",
         "suspend": "save a checkpoint and give the machines back",
         "resume": "continue a suspended job from its last checkpoint",
+        "scale": "set the number of workers of an elastic job",
         "checkpoint": "list, verify, save, export or delete checkpoints",
     },
     "Money": {

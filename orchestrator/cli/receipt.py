@@ -95,7 +95,10 @@ def _work(job: JobView) -> list[str]:
         for key, what in (("preemption", "losses"), ("application", "errors"))
         if (count := restarts.get(key))
     ]
-    lines.append(_row("Attempts", f"{attempts}" + (f" (restarts: {', '.join(causes)})" if causes else "")))
+    told = f"{attempts}" + (f" (restarts: {', '.join(causes)})" if causes else "")
+    if job.resizes:
+        told += f", {job.resizes} resize{'s' if job.resizes != 1 else ''}"
+    lines.append(_row("Attempts", told))
     splits = job.metrics()
     order = sorted(splits, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
     lines += [_row(split.capitalize() or "Metrics", metrics_line(splits[split]))[:WIDTH] for split in order[:2]]

@@ -95,7 +95,29 @@ class JobView:
 
     @property
     def restarts(self) -> int:
-        return sum(int(number or 0) for number in (self.status.get("restarts") or {}).values())
+        """How often the job had to begin again after a loss or an error; changes of size are not among them."""
+        restarts = self.status.get("restarts") or {}
+        return sum(int(number or 0) for cause, number in restarts.items() if cause != "resize")
+
+    @property
+    def resizes(self) -> int:
+        return int((self.status.get("restarts") or {}).get("resize") or 0)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        workers = self.spec.get("workers") or {}
+        return int(workers.get("min") or 0) < int(workers.get("max") or 0)
+
+    @property
+    def ready(self) -> int | None:
+        """Workers that train, or are ready to."""
+        return (self.status.get("workers") or {}).get("ready")
+
+    @property
+    def disruptions(self) -> list[Mapping[str, Any]]:
+        """The newest ones, oldest first."""
+        return list(self.status.get("disruptions") or [])
 
     @property
     def workers(self) -> str:

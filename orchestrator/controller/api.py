@@ -308,6 +308,17 @@ def _serve_jobs(app: FastAPI, controller: Controller) -> None:
         answers = openapi.answers("TrainingJob", 202, "Asked.")
         app.post(f"{job_path}/{verb}", tags=["jobs"], status_code=202, responses=answers)(ask(verb))
 
+    @app.post(
+        f"{job_path}/scale", tags=["jobs"], status_code=202, responses=openapi.answers("TrainingJob", 202, "Asked.")
+    )
+    def scale(
+        namespace: str,
+        name: str,
+        workers: Annotated[int, Query(ge=1, description="Workers that are wished for; fewer when there is no room.")],
+    ) -> Response:
+        """Ask an elastic job to have so many workers; it is journaled when this answers."""
+        return _json(controller.view(controller.scale(namespace, name, workers)), 202)
+
 
 def _serve_details(app: FastAPI, controller: Controller) -> None:
     job_path = "/v1/namespaces/{namespace}/trainingjobs/{name}"

@@ -103,6 +103,10 @@ class Client:
         """Ask for `cancel`, `suspend`, `resume` or `checkpoint`. Raises `NotFound`, `Conflict`."""
         return self._json("POST", f"{_job(namespace, name)}/{verb}")
 
+    def scale(self, namespace: str, name: str, workers: int) -> dict[str, Any]:
+        """Ask for so many workers. Raises `NotFound`, and `Conflict` for a number that the job may not have."""
+        return self._json("POST", f"{_job(namespace, name)}/scale", {"workers": workers})
+
     def events(self, namespace: str, name: str, after: int = 0, limit: int = 1_000) -> Documents:
         """The job's story above number `after`. Raises `NotFound`, as the following do."""
         return self._items(f"{_job(namespace, name)}/events", {"after": after, "limit": limit})

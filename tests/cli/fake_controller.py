@@ -163,6 +163,11 @@ class FakeController:
                 job["status"]["phase"] = "Suspended"
             elif detail == "resume":
                 job["status"]["phase"] = "Running"
+            elif detail == "scale":
+                workers = int(query["workers"])
+                if workers > job["spec"]["workers"]["max"]:
+                    raise Conflict(f"cannot scale {key[0]}/{key[1]}: {workers} workers is not a size that it may have")
+                job["status"]["workers"].update(desired=workers, ready=workers)
             return 202, job, None
         if detail == "" and "afterVersion" in query:
             self._looks += 1

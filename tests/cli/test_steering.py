@@ -39,6 +39,25 @@ def test_several_jobs_are_steered_past_one_that_is_not_there(cli: Cli, controlle
     assert "there is no job default/nobody" in run.err
 
 
+def test_scale_asks_for_a_number_of_workers(cli: Cli, controller: FakeController) -> None:
+    """`scale` sends the number, says so on stderr, and with -w returns when the job trains with so many."""
+    controller.add(resource())
+    run = cli("scale", "sentiment", "1")
+    assert (run.code, run.out, run.err) == (0, "", "default/sentiment: 1 worker is asked for\n")
+    assert controller.asked == [("POST", "/v1/namespaces/default/trainingjobs/sentiment/scale")]
+    assert json.loads(cli("scale", "sentiment", "2", "-w", "-o", "json").out)["status"]["workers"]["desired"] == 2
+
+
+def test_scale_refuses_what_cannot_be(cli: Cli, controller: FakeController) -> None:
+    """A size that the job may not have is exit code 4 with the reason; what is no number of workers is exit code 2."""
+    controller.add(resource())
+    run = cli("scale", "sentiment", "9")
+    assert run.code == 4
+    assert "9 workers is not a size that it may have" in run.err
+    assert cli("scale", "sentiment", "0").code == 2
+    assert cli("scale", "nobody", "2").code == 3
+
+
 def test_waiting_for_the_change(cli: Cli, controller: FakeController) -> None:
     """`resume -w` returns when the job trains again."""
     controller.add(resource(phase="Suspended"))

@@ -110,6 +110,34 @@ def test_status_shows_a_planned_cadence(cli: Cli, controller: FakeController) ->
     assert "Cadence" not in cli("status", "sentiment").out
 
 
+def test_status_of_an_elastic_job_tells_of_its_workers(cli: Cli, controller: FakeController) -> None:
+    """Bounds, draining workers, resizes apart from restarts, and what last broke training off."""
+    job = resource(restarts={"application": 1, "preemption": 2, "resize": 3})
+    job["spec"]["workers"] = {"min": 1, "max": 4}
+    job["status"]["workers"] = {"desired": 4, "ready": 3, "draining": 1}
+    disruption = {
+        "time": "2026-11-01T10:04:00.000Z",
+        "reason": "WorkerLost",
+        "attempt": 1,
+        "generation": 4,
+        "step": 410,
+        "workersBefore": 4,
+        "workersAfter": 3,
+        "secondsDead": 0.84,
+        "stepsRedone": 1,
+    }
+    open_one = {**disruption, "reason": "Notice", "workersAfter": None, "secondsDead": None, "stepsRedone": None}
+    job["status"]["disruptions"] = [disruption, open_one]
+    controller.add(job)
+    text = cli("status", "sentiment").out
+    assert "3/4 ready (1 to 4, 1 draining), attempt 1, 3 restarts, 3 resizes" in text
+    assert "Notice after step 410: 4 to ? workers, not back yet" in text
+    told = cli("describe", "sentiment").out
+    assert "WorkerLost after step 410: 4 to 3 workers, 0.8 s dead, 1 step redone" in told
+    job["status"]["disruptions"][0]["secondsDead"] = 90.0
+    assert "1m30s dead" in cli("describe", "sentiment").out
+
+
 def test_status_as_json_is_the_resource(cli: Cli, controller: FakeController) -> None:
     """`status -o json` prints the same resource that the controller holds."""
     job = controller.add(resource())

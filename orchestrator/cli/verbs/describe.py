@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     from orchestrator.cli.verbs.checkpoint import checkpoints_table
     from orchestrator.cli.verbs.cost import cost_text
     from orchestrator.cli.verbs.events import story_table
-    from orchestrator.cli.verbs.status import status_text
+    from orchestrator.cli.verbs.status import disruption_line, status_text
 
     namespace, name = context.job(args.job)
     client = context.client()
@@ -33,6 +33,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if labels:
         context.print(f"Labels:      {labels}")
     context.write("\nSpec\n" + _indented(to_yaml(dict(job.spec))))
+    if job.disruptions:
+        lines = "".join(f"{each['time']}  {disruption_line(each)}\n" for each in job.disruptions)
+        context.write("\nDisruptions\n" + _indented(lines))
     context.write("\nStory\n" + _indented(story_table(client.events(namespace, name))))
     checkpoints = client.checkpoints(namespace, name)
     shown = checkpoints_table(checkpoints, wide=True) if checkpoints else "none yet\n"

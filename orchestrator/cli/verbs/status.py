@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.arguments import Parser, add_connection, add_job, add_output
 from orchestrator.cli.output import emit, pairs
@@ -47,6 +48,32 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return 0
 
 
+def _workers(job: JobView) -> str:
+    """`3/4 ready (1 to 4, 1 draining), attempt 1, 2 restarts, 1 resize`."""
+    status, words = job.status.get("workers") or {}, []
+    if job.elastic:
+        bounds = job.spec["workers"]
+        words.append(f"{bounds['min']} to {bounds['max']}")
+    if draining := int(status.get("draining") or 0):
+        words.append(f"{draining} draining")
+    ready = f"{job.workers}{'' if job.phase in RESTING else ' ready'}" + (f" ({', '.join(words)})" if words else "")
+    parts = [ready, f"attempt {job.status.get('attempt') or 0}", f"{job.restarts} restarts"]
+    if job.resizes:
+        parts.append("1 resize" if job.resizes == 1 else f"{job.resizes} resizes")
+    return ", ".join(parts)
+
+
+def disruption_line(disruption: Mapping[str, Any]) -> str:
+    """`WorkerLost after step 412: 4 to 3 workers, 0.8 s dead, 1 step redone`."""
+    before, after = disruption["workersBefore"], disruption.get("workersAfter")
+    dead, redone = disruption.get("secondsDead"), disruption.get("stepsRedone")
+    parts = [f"{before} to {'?' if after is None else after} workers"]
+    parts.append("not back yet" if dead is None else f"{dead:.1f} s dead" if dead < 60 else f"{duration(dead)} dead")
+    if redone is not None:
+        parts.append("1 step redone" if redone == 1 else f"{redone} steps redone")
+    return f"{disruption['reason']} after step {disruption['step']:,}: {', '.join(parts)}"
+
+
 def status_text(job: JobView, now_ns: int) -> str:
     """The job in a few lines."""
     rows = [("Job", job.full_name), ("Phase", f"{job.phase} ({job.reason})" if job.reason else job.phase)]
@@ -63,12 +90,9 @@ def status_text(job: JobView, now_ns: int) -> str:
         rows.append(("Speed", f"{speed:,.1f} samples/s"))
     if job.eta != NOTHING:
         rows.append(("Time left", job.eta))
-    rows.append(
-        (
-            "Workers",
-            f"{job.workers}{'' if job.phase in RESTING else ' ready'}, attempt {job.status.get('attempt') or 0}, {job.restarts} restarts",
-        )
-    )
+    rows.append(("Workers", _workers(job)))
+    if job.disruptions:
+        rows.append(("Disrupted", disruption_line(job.disruptions[-1])))
     if (step := job.checkpoint.get("step")) is not None:
         rows.append(("Checkpoint", f"step {step:,}, {job.checkpoint.get('uri', '')}"))
     if not job.ended and (cadence := (job.status.get("checkpoint") or {}).get("cadence")):
