@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
-from orchestrator.domain.notices import Notice, NoticeKind, in_force
+from orchestrator.domain.notices import Notice, NoticeKind
 from orchestrator.policy.durations import Span, seconds
 
 
@@ -75,14 +75,21 @@ class Handover:
 
 
 def hand_over(now_ns: int, notices: Iterable[Notice], standing: Standing) -> Handover:
-    """The next leaving (see the module). Nodes without workers in the gang have nothing to leave."""
-    notified: dict[str, list[Notice]] = {}
+    """The next leaving (see the module). Of several notices to a node the one that leaves least time counts. Nodes without workers in the gang have nothing to leave."""
+    soonest: dict[str, Notice] = {}
+    advice: dict[str, Notice] = {}
     for notice in notices:
-        if standing.workers.get(notice.node):
-            notified.setdefault(notice.node, []).append(notice)
-    held = [strongest for own in notified.values() if (strongest := in_force(own)) is not None]
-    certain = [notice for notice in held if notice.kind.certain]
-    advised = sorted((notice for notice in held if not notice.kind.certain), key=lambda each: each.received_ns)
+        if not standing.workers.get(notice.node):
+            continue
+        if not notice.kind.certain:
+            advice.setdefault(notice.node, notice)
+        elif notice.node not in soonest or safe_until_ns(notice, standing) < safe_until_ns(
+            soonest[notice.node], standing
+        ):
+            soonest[notice.node] = notice
+    certain = list(soonest.values())
+    advised = [notice for node, notice in advice.items() if node not in soonest]
+    advised.sort(key=lambda notice: notice.received_ns)
     if not certain:
         return _advised(now_ns, advised, standing)
     safe = {notice.node: safe_until_ns(notice, standing) for notice in certain}

@@ -2,8 +2,8 @@
 
 Only faults that may be the node's own count: a worker that died there while the node stayed, one that hung, one that is slow,
 a standby that could not be made. A machine that the market took, an error of the job's code and a lack of memory for the job's
-batch do not. Nor does what strikes everybody: a node is put away when its faults weigh 1.5 or more, each halved every hour,
-and at least twice the mean of the other nodes.
+batch do not. Nor does what strikes everybody: a node is put away when its faults, each halved every hour, weigh 1.5 more than
+twice the median of the other nodes.
 
 The first time is a minute, and doubles with each time before it; those are halved every six hours. So a node that
 is bad for good is tried again some times a day, and one that had a bad hour is soon as good as another. The longest time is
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import median_low
 
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
 from orchestrator.policy.durations import seconds
@@ -103,10 +104,10 @@ class Quarantine:
         told = ", ".join(f"{name} {count} times" if count > 1 else name for name, count in record.faults.items())
         self._forget(now_ns)
         others = [each.faded(now_ns)[0] for name, each in self._records.items() if name != node]
-        mean = sum(others) / max(1, nodes - 1, len(others))
+        usual = median_low([*others, *[0.0] * max(1 - len(others), nodes - 1 - len(others))])
         if record.weight < ENOUGH:
             return Judged(self.until_ns(now_ns, node), f"{node} is watched: {told}")
-        if record.weight < MORE_THAN_OTHERS * mean:
+        if record.weight < ENOUGH + MORE_THAN_OTHERS * usual:
             return Judged(
                 self.until_ns(now_ns, node), f"{node} is watched: {told}; but the other nodes fail nearly as often"
             )

@@ -1,0 +1,151 @@
+"""One gang's policies together: what is learned from the events of an engine, and what is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.domain.offerings import CapacityType
+from orchestrator.policy.elasticity import Elasticity
+from orchestrator.policy.hangs import UNMEASURED, Pause
+
+SECOND = 1_000_000_000
+WALL = 1_700_000_000 * SECOND
+
+
+class Played:
+    """An engine's events on one clock, in seconds."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.policy = Elasticity((1, 2, 3, 4), **settings)
+        self.now = 0.0
+        self.number = 0
+
+    @property
+    def now_ns(self) -> int:
+        return round(self.now * SECOND)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.policy.hear(self.now_ns, {"kind": kind, "at_ns": WALL + self.now_ns, **fields})
+
+    def world(self, *nodes: str) -> None:
+        workers = [{"worker": f"w-{node}", "rank": rank, "host": node, "node": node} for rank, node in enumerate(nodes)]
+        self.tell("world", generation=1, world_size=len(nodes), workers=workers)
+
+    def steps(self, count: int, seconds: float) -> None:
+        for _ in range(count):
+            self.now += seconds
+            self.number += 1
+            self.tell("step", step=self.number, seconds=seconds)
+
+    def lost(self, reason: str, stood: float = 0.1) -> None:
+        self.now += stood
+        self.tell("world_lost", generation=1, reason=reason, began_ns=WALL + self.now_ns - round(stood * SECOND))
+
+
+def test_hang_limits_follow_the_steps_of_each_world() -> None:
+    """Minutes for the first step, then the floor; an announced pause is allowed; a new world begins with allowance again."""
+    played = Played()
+    assert played.policy.hang_limit_ns() > 200 * SECOND
+    played.world("a", "b")
+    played.steps(40, 0.2)
+    assert played.policy.hang_limit_ns() == 3 * SECOND
+    played.tell("pause", pause="evaluation")
+    assert played.policy.hang_limit_ns() == (3 + UNMEASURED[Pause.EVALUATION]) * SECOND
+    played.now += 30.0
+    played.steps(1, 0.2)
+    assert played.policy.hang_limit_ns() == 3 * SECOND
+    played.world("a")
+    assert played.policy.hang_limit_ns() > 3 * SECOND
+    played.tell("pause", pause="nobody knows")
+    played.tell("log", lines=[])
+
+
+def test_transitions_are_measured_by_what_they_were() -> None:
+    """From where the old world stood still to the end of the new one's first step: chosen ones less that step, losses with
+    it, since it was done before."""
+    played = Played(capacity_of=lambda node: CapacityType.SPOT)
+    played.world("a", "b", "c")
+    played.steps(40, 0.2)
+    played.lost("WorkerLost", stood=0.5)
+    played.now += 0.3
+    played.world("a", "b")
+    played.steps(1, 0.2)
+    assert (played.policy.sense.losing.count, played.policy.sense.joining.count) == (1, 0)
+    assert played.policy.sense.losing.mean == pytest.approx((2 * 3.0 + 1.0) / 3)
+    played.steps(5, 0.3)
+    played.lost("Joined", stood=0.0)
+    played.now += 0.4
+    played.world("a", "b", "c")
+    played.steps(1, 0.2)
+    assert (played.policy.sense.losing.count, played.policy.sense.joining.count) == (1, 1)
+    assert played.policy.sense.joining.mean == pytest.approx((2 * 2.0 + 0.4) / 3)
+    assert played.policy.sense.observed[CapacityType.SPOT].interruptions == 1
+
+
+def test_a_fault_while_forming_makes_one_longer_transition() -> None:
+    """Two losses before a step are one pause, and two interruptions."""
+    played = Played()
+    played.world("a", "b", "c")
+    played.steps(5, 0.2)
+    played.lost("Notice", stood=0.0)
+    played.now += 1.0
+    played.world("a", "b")
+    played.lost("WorkerLost", stood=0.0)
+    played.now += 1.0
+    played.world("a")
+    played.steps(1, 0.2)
+    assert (played.policy.sense.losing.count, played.policy.sense.joining.count) == (1, 0)
+    assert played.policy.sense.losing.mean == pytest.approx((6.0 + 2.2) / 3)
+    assert played.policy.sense.observed[CapacityType.ON_DEMAND].interruptions == 2
+
+
+def test_growing_is_answered_with_a_reason() -> None:
+    """The answer is short, the reason is kept; with the end near, nothing grows any more."""
+    played = Played()
+    played.tell("plan", total_steps=1_000)
+    played.world("a", "b")
+    played.steps(100, 0.2)
+    assert played.policy.worth_growing(played.now_ns, 2, 3)
+    assert played.policy.reasons["resize"].startswith("grow from 2 to 3 workers: ")
+    assert not played.policy.worth_growing(played.now_ns, 2, 2)
+    played.steps(895, 0.2)
+    assert not played.policy.worth_growing(played.now_ns, 2, 3)
+    assert "with work for 1 s left" in played.policy.reasons["resize"]
+
+
+def test_standbys_that_warm_are_waited_for() -> None:
+    """Known arrivals put a growth off, within bounds."""
+    played = Played()
+    played.world("a", "b")
+    played.steps(100, 0.2)
+    played.policy.warming([1.0])
+    assert not played.policy.worth_growing(played.now_ns, 2, 3)
+    assert "one transition to 4 workers instead of two" in played.policy.reasons["resize"]
+
+
+def test_how_long_before_a_deadline_a_node_is_left_is_learned() -> None:
+    """From a cautious prior to what publishing and joining took, and the margin."""
+    played = Played()
+    before = played.policy.lead_ns()
+    for _ in range(10):
+        played.tell("replication", every=1, bytes=10, seconds=0.02)
+        played.policy.sense.joined(0.4)
+    assert 5 * SECOND < played.policy.lead_ns() < 6 * SECOND < before
+    assert "5 s to spare" in played.policy.reasons["hand-over"]
+
+
+def test_a_bad_node_is_not_used_unless_it_must_be() -> None:
+    """Two deaths there put it away; with too few slots elsewhere it is used, and the reason says so."""
+    played = Played()
+    played.policy.nodes({"a": 1, "b": 1, "c": 1}, 2)
+    for _ in range(2):
+        played.policy.fault("b", "WorkerLost", played.now_ns)
+    assert played.policy.reasons["quarantine"] == "b is not used for 1 min: WorkerLost 2 times"
+    assert not played.policy.usable("b", played.now_ns)
+    assert played.policy.usable("a", played.now_ns)
+    played.policy.nodes({"a": 1, "b": 1}, 2)
+    assert played.policy.usable("b", played.now_ns)
+    assert "used though in quarantine" in played.policy.reasons["quarantine"]
+    assert played.policy.usable("b", played.now_ns + 61 * SECOND)
