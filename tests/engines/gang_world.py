@@ -345,7 +345,9 @@ class Cluster:
         agent.down_ns = max(agent.down_ns + 1, self.now_ns + self._delay())
 
         def arrive() -> None:
-            if agent.alive and not agent.frozen and not agent.cut and agent.line == line:
+            if agent.cut:
+                agent.held.append(arrive)  # the connection keeps it until the cable is back
+            elif agent.alive and not agent.frozen and agent.line == line:
                 self._obey(agent, message)
 
         self.at(agent.down_ns - self.now_ns, arrive)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.domain.clock import SystemClock
 from orchestrator.platforms.engines.base import Cadence, Engine, Outcome, RunRequest, WishBoard
 from orchestrator.platforms.engines.fake import FakeEngine
 
@@ -30,18 +31,33 @@ def ray_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         engine.close()
 
 
-@pytest.fixture(params=["fake", pytest.param("ray", marks=[pytest.mark.integration, pytest.mark.timeout(180)])])
+@pytest.fixture(scope="module")
+def native_engine() -> Engine:
+    """The elastic engine on agents that are processes of this machine: one node with two slots."""
+    from orchestrator.platforms.engines.native import NativeEngine
+    from orchestrator.platforms.engines.native.processes import LocalAgents
+
+    environ = dict(os.environ)
+    return NativeEngine(lambda request: LocalAgents(environ, [2]), SystemClock(), environ=environ)
+
+
+PROCESSES = [
+    pytest.param(name, marks=[pytest.mark.integration, pytest.mark.timeout(180)]) for name in ("ray", "native")
+]
+
+
+@pytest.fixture(params=["fake", *PROCESSES])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "fake":
         return FakeEngine()
-    engine: Engine = request.getfixturevalue("ray_engine")
+    engine: Engine = request.getfixturevalue(f"{request.param}_engine")
     return engine
 
 
-@pytest.fixture(params=[pytest.param("ray", marks=[pytest.mark.integration, pytest.mark.timeout(180)])])
+@pytest.fixture(params=PROCESSES)
 def process_engine(request: pytest.FixtureRequest) -> Engine:
     """An engine whose ranks are processes."""
-    engine: Engine = request.getfixturevalue("ray_engine")
+    engine: Engine = request.getfixturevalue(f"{request.param}_engine")
     return engine
 
 
@@ -283,9 +299,11 @@ def test_what_ranks_print_is_heard(process_engine: Engine, begin: Callable[..., 
         assert lines == [f"rank {rank} says hello", "30%", f"careful on rank {rank}", f"no newline on rank {rank}"]
 
 
-def test_a_gang_that_finds_no_room_is_told(process_engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.integration
+@pytest.mark.timeout(180)
+def test_a_gang_that_finds_no_room_is_told(ray_engine: Engine) -> None:
     """What can be had and what was wanted is in the message when Ray does not place the gang."""
     request = RunRequest("too-big", "default", "big", 1, 2, 64, 0, None, "tests.engines.loops:count", {"threads": 1})
-    outcome = process_engine.run(request, lambda events: None, WishBoard())
+    outcome = ray_engine.run(request, lambda events: None, WishBoard())
     assert outcome.reason == "EngineLost"
     assert "2 x {CPU: 64}" in outcome.message

@@ -139,6 +139,7 @@ class Gang:
         for beat in hello.members:
             self._take_over(agent, beat, untouched)
         self.generation = max(self.generation, hello.generation)
+        self._tell_of_nodes()
         if self.state is State.DECIDING:
             self._memories.ask_also(agent.agent)
             self._tell(agent.agent, AskInventory(self._memories.ticket))
@@ -164,6 +165,7 @@ class Gang:
             case Beat():
                 for beat in message.workers:
                     self._beat(seen, beat)
+                self._miss_the_unnamed(seen)
             case Left():
                 self._left(seen, message)
             case Inventory():
@@ -217,7 +219,7 @@ class Gang:
         """A worker that runs already under an agent that comes (back); into a gang that is `untouched` with its world."""
         if beat.state == LEFT:
             return
-        worker = Worker(beat.worker, agent.agent, born_ns=self._now_ns)
+        worker = Worker(beat.worker, agent.agent, born_ns=self._now_ns, seen_ns=self._now_ns)
         worker.hear(beat)
         agent.workers[worker.worker] = worker
         if not beat.generation:
@@ -241,6 +243,7 @@ class Gang:
             if not any(member.worker == beat.worker for member in self._before):  # those are told as left any moment
                 self._tell(agent.agent, Kill(beat.worker, "nobody knows it"))
             return
+        worker.seen_ns = self._now_ns
         if beat.generation != worker.generation:
             return
         if worker.standby and beat.state == READY:
@@ -250,6 +253,12 @@ class Gang:
         worker.hear(beat)
         if self.world is not None and worker.generation == self.world.generation and worker.step is not None:
             self.world.stepped = True
+
+    def _miss_the_unnamed(self, agent: AgentSeen) -> None:
+        """Workers that the agent does not speak of any more, and whose end it did not tell."""
+        for worker in list(agent.workers.values()):
+            if self._now_ns - worker.seen_ns > self.limits.missing_ns:
+                self._left(agent, Left(worker.worker, worker.generation, WORKER_LOST, "its agent does not know it"))
 
     def _left(self, agent: AgentSeen, left: Left) -> None:
         worker = agent.workers.pop(left.worker, None)
@@ -295,6 +304,7 @@ class Gang:
 
     def _lose_agent(self, agent: AgentSeen, why: str) -> None:
         del self.roster.agents[agent.agent]
+        self._tell_of_nodes()
         self._memories.lose(agent.agent)
         reason = self._taken(agent.node)
         self.warnings.left(agent.node, agent.agent)
@@ -460,7 +470,7 @@ class Gang:
         for member in members:
             worker = self.roster.agents[member.agent].workers[member.worker]
             worker.generation, worker.rank = self.generation, member.rank
-            worker.step, worker.step_age_ns = None, 0
+            worker.step, worker.step_age_ns, worker.quiet_ns = None, 0, 0
             plan = Plan(
                 member.worker,
                 self.generation,
@@ -484,6 +494,8 @@ class Gang:
         assert world is not None
         if self._doubts_over(world) or self._all_left(world):
             return
+        if self._stopped_ones(world):
+            return
         late = [worker for worker in self.roster.open(world) if worker.state != RUNNING]
         waited = self._now_ns - self._since_ns
         if not late:
@@ -498,7 +510,9 @@ class Gang:
     def _in_steady(self) -> None:
         world = self.world
         assert world is not None
-        if self._doubts_over(world) or self._all_left(world) or world.finished or self._hangs_here(world):
+        if self._doubts_over(world) or self._all_left(world) or world.finished:
+            return
+        if self._hangs_here(world) or self._stopped_ones(world):
             return
         self._let_go_of_older_state(world)
         leaving = self.warnings.leaving(world.nodes, self._now_ns)
@@ -593,6 +607,17 @@ class Gang:
             self._tell(worker.agent, Dump(worker.worker))
         return False
 
+    def _stopped_ones(self, world: World) -> bool:
+        """Look for members that give no sign of life, though their agents do; whether the world was given up for them."""
+        quiet = [worker for worker in self.roster.open(world) if worker.quiet_ns > self.limits.quiet_ns]
+        if quiet:
+            self._suspect(quiet)
+            ranks = ", ".join(str(worker.rank) for worker in quiet)
+            longest_ns = max(worker.quiet_ns for worker in quiet)
+            text = f"rank {ranks} gave no sign of life for {longest_ns / SECOND:.1f} s"
+            self._fault("Hung", text, self._now_ns - longest_ns)
+        return bool(quiet)
+
     def _let_go_of_older_state(self, world: World) -> None:
         """Once a step of this world is whole in two memories, what older worlds left behind is not needed."""
         if world.settled or world.generation == 1 or not world.stepped:
@@ -679,6 +704,12 @@ class Gang:
             agent = self.roster.agents[worker.agent]
             agent.suspect(self._now_ns + self.limits.suspect_ns)
             self.judgements.fault(agent.node, "Hung", self._now_ns)
+
+    def _tell_of_nodes(self) -> None:
+        slots: dict[str, int] = {}
+        for agent in self.roster.agents.values():
+            slots[agent.node] = slots.get(agent.node, 0) + agent.slots
+        self.judgements.nodes(slots, self.terms.sizes[0])
 
     def _taken(self, node: str) -> str:
         """Why something on this node went: after a notice it was taken, otherwise it was lost."""

@@ -45,15 +45,15 @@ class Frames:
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._held = bytearray()
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
 
     def feed(self, data: bytes) -> Iterator[Mapping[str, Any]]:
         """The messages that `data` completes, in order. Raises `ProtocolError`."""
         self._held += data
         while len(self._held) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._held)
-            if length > self._max_bytes:
-                raise ProtocolError(f"a frame of {length} bytes; at most {self._max_bytes} are taken")
+            if length > self.max_bytes:
+                raise ProtocolError(f"a frame of {length} bytes; at most {self.max_bytes} are taken")
             end = _LENGTH.size + length
             if len(self._held) < end:
                 return
@@ -83,6 +83,8 @@ class WorkerBeat:
     generation: int = 0
     step: int | None = None
     step_ns: int = 0
+    quiet_ns: int = 0
+    """How long ago it last gave any sign of life."""
     pid: int | None = None
     rank: int | None = None
     """Rank and world size are told in a `hello` only, of workers that have a place."""
@@ -219,6 +221,7 @@ def _worker_beat(item: Mapping[str, Any]) -> WorkerBeat:
         generation=int(item.get("generation") or 0),
         step=item.get("step"),
         step_ns=int(item.get("step_ns") or 0),
+        quiet_ns=int(item.get("quiet_ns") or 0),
         pid=item.get("pid"),
         rank=item.get("rank"),
         world_size=item.get("world_size"),

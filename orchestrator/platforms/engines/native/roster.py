@@ -37,8 +37,11 @@ class Worker:
     rank: int = 0
     step: int | None = None
     step_age_ns: int = 0
+    quiet_ns: int = 0
     pid: int | None = None
     born_ns: int = 0
+    seen_ns: int = 0
+    """When its agent last spoke of it."""
     doomed: bool = False
     """We asked for its end."""
 
@@ -49,6 +52,7 @@ class Worker:
     def hear(self, beat: WorkerBeat) -> None:
         self.state = beat.state
         self.pid = beat.pid or self.pid
+        self.quiet_ns = beat.quiet_ns
         if beat.step is not None or self.step is None:
             self.step, self.step_age_ns = beat.step, beat.step_ns
 
@@ -252,7 +256,7 @@ class Roster:
                 continue
             for _ in range(agent.slots * self._ranks - len(agent.standbys(WARMING, READY))):
                 self._spawned += 1
-                worker = Worker(f"{self._prefix}{self._spawned}", agent.agent, born_ns=now_ns)
+                worker = Worker(f"{self._prefix}{self._spawned}", agent.agent, born_ns=now_ns, seen_ns=now_ns)
                 agent.workers[worker.worker] = worker
                 tells.append(Tell(agent.agent, Spawn(worker.worker)))
         return tells

@@ -6,10 +6,12 @@ bound how long something that went wrong is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.platforms.engines.base import RunRequest
+from orchestrator.policy.elasticity import Elasticity
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
@@ -51,6 +53,10 @@ class Limits:
     """The same when it does not: better some seconds late than back to the checkpoint."""
     leave_ns: int = 5 * SECOND
     """For a killed worker to be gone. A process that holds a GPU's memory takes a while."""
+    quiet_ns: int = 20 * SECOND
+    """A placed worker of which not even a sign of life came for so long is stopped; they come every half second."""
+    missing_ns: int = 5 * SECOND
+    """A worker that its agent does not speak of for so long, though it speaks, is gone."""
     forming_ns: int = 180 * SECOND
     """From the plan to the first moment in which all members run: process group, state, first graph."""
     regroup_ns: int = 30 * SECOND
@@ -115,7 +121,7 @@ def _usable(node: str, now_ns: int) -> bool:
     return True
 
 
-def _unheard(node: str, reason: str, now_ns: int) -> None:
+def _let_be(*told: Any) -> None:
     return
 
 
@@ -131,5 +137,23 @@ class Judgements:
     """How long before a notice's deadline its node is left: p99 of a publish, the forming that reads from it, a margin."""
     usable: Callable[[str, int], bool] = _usable
     """(node, now_ns): False while a node is in quarantine."""
-    fault: Callable[[str, str, int], None] = _unheard
+    fault: Callable[[str, str, int], None] = _let_be
     """(node, reason, now_ns): told of every fault that has a place."""
+    nodes: Callable[[Mapping[str, int], int], None] = _let_be
+    """(slots by node, workers that are needed): told when agents come and go."""
+    hear: Callable[[int, Mapping[str, Any]], None] = _let_be
+    """(now_ns, event): told of every event of the engine and of rank 0."""
+
+    @classmethod
+    def learned(cls, terms: Terms) -> Judgements:
+        """Those of orchestrator.policy, which learn from the gang's own events."""
+        policy = Elasticity(terms.sizes, ranks_per_worker=terms.ranks_per_worker)
+        return cls(
+            hang_limit_ns=policy.hang_limit_ns,
+            worth_growing=policy.worth_growing,
+            lead_ns=policy.lead_ns,
+            usable=policy.usable,
+            fault=policy.fault,
+            nodes=policy.nodes,
+            hear=policy.hear,
+        )
