@@ -55,12 +55,15 @@ class Notice:
     deadline_ns: int | None
 
     def covers(self, other: Notice) -> bool:
-        """Whether `other` says nothing that this one does not: no stronger kind, and no earlier deadline."""
+        """Whether `other` says nothing that this one does not: no stronger kind, and no earlier deadline. Maintenance, which
+        may be days away, does not cover the advice to leave before."""
         if self.node != other.node:
             return False
         sooner = self.deadline_ns is not None and (other.deadline_ns is None or self.deadline_ns <= other.deadline_ns)
         same_time = sooner or (self.deadline_ns is None and other.deadline_ns is None)
-        return same_time and (self.kind is other.kind or self.kind.strength > other.kind.strength)
+        stronger = self.kind.strength > other.kind.strength
+        days_away = self.kind is NoticeKind.MAINTENANCE and not other.kind.certain
+        return same_time and (self.kind is other.kind or (stronger and not days_away))
 
     def remaining_seconds(self, now_ns: int) -> float | None:
         """Seconds to the deadline; negative once it has passed, None when there is none."""

@@ -20,7 +20,7 @@ from typing import Any
 from orchestrator.domain.clock import Clock
 from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms.notices.base import NotHere, Sighting, Source, Unreadable, View, instant_ns, seconds
-from orchestrator.platforms.notices.nearby import LINK_LOCAL, Answer, Nearby
+from orchestrator.platforms.notices.nearby import ANSWER_SECONDS, LINK_LOCAL, Answer, Nearby
 
 TOKEN_SECONDS = 21_600
 """As long as EC2 allows."""
@@ -124,13 +124,16 @@ def _is_token(text: str) -> bool:
 def aws(
     clock: Clock,
     address: tuple[str, int] = (LINK_LOCAL, 80),
+    *,
     every_seconds: float = 1.0,
     maintenance_seconds: float = 30.0,
+    answer_seconds: float = ANSWER_SECONDS,
 ) -> list[Source]:
     """Interruption and rebalance every `every_seconds`, maintenance every `maintenance_seconds`."""
 
     def source(name: str, path: str, read: Read, every: float) -> Source:
-        return InstanceMetadata(name, f"/latest/meta-data/{path}", read, Nearby(address, clock), clock, every)
+        server = Nearby(address, clock, answer_seconds=answer_seconds)
+        return InstanceMetadata(name, f"/latest/meta-data/{path}", read, server, clock, every)
 
     return [
         source("aws", "spot/instance-action", read_action, every_seconds),

@@ -28,7 +28,7 @@ from typing import Any
 from orchestrator.domain.clock import Clock
 from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms.notices.base import NotHere, Sighting, Source, Unreadable, View, instant_ns
-from orchestrator.platforms.notices.nearby import LINK_LOCAL, Answer, Nearby
+from orchestrator.platforms.notices.nearby import ANSWER_SECONDS, LINK_LOCAL, Answer, Nearby
 
 HEADERS = {"Metadata": "true"}
 IDENTITY = "/metadata/instance/compute?api-version=2021-02-01"
@@ -51,12 +51,13 @@ class ScheduledEvents(Source):
         self,
         clock: Clock,
         address: tuple[str, int] = (LINK_LOCAL, 80),
-        every_seconds: float = 1.0,
         *,
+        every_seconds: float = 1.0,
+        answer_seconds: float = ANSWER_SECONDS,
         acknowledge: bool = False,
     ) -> None:
         self.every_seconds = every_seconds
-        self._server = Nearby(address, clock)
+        self._server = Nearby(address, clock, answer_seconds=answer_seconds)
         self._acknowledge = acknowledge
         self._machine: str | None = None
         self._answered = False

@@ -13,12 +13,12 @@ after `maintenance-event` did. A live migration loses nothing and is no notice. 
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from orchestrator.domain.clock import Clock
 from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms.notices.base import NotHere, Sighting, Source, Unreadable, View, seconds
-from orchestrator.platforms.notices.nearby import LINK_LOCAL, Answer, Nearby
+from orchestrator.platforms.notices.nearby import ANSWER_SECONDS, LINK_LOCAL, Answer, Nearby
 
 FLAVOR = {"Metadata-Flavor": "Google"}
 WAIT_SECONDS = 10
@@ -34,7 +34,7 @@ class MetadataKey(Source):
         self,
         name: str,
         key: str,
-        quiet: frozenset[str],
+        quiet: Set[str],
         loud: Mapping[str, Sighting],
         server: Nearby,
         every_seconds: float,
@@ -58,7 +58,7 @@ class MetadataKey(Source):
         else:
             query = {"wait_for_change": "true", "last_etag": self._etag, "timeout_sec": str(self._wait_seconds)}
             path = f"{self._path}?{urllib.parse.urlencode(query)}"
-            answer = self._server.get(path, FLAVOR, answer_seconds=self._wait_seconds + 3)
+            answer = self._server.get(path, FLAVOR, answer_seconds=self._wait_seconds + self._server.answer_seconds)
         if answer.status != 200 or not _is_google(answer):
             raise Unreadable(f"HTTP status {answer.status}")
         value = answer.text
@@ -78,32 +78,23 @@ def _is_google(answer: Answer) -> bool:
 def gcp(
     clock: Clock,
     address: tuple[str, int] = (LINK_LOCAL, 80),
+    *,
     every_seconds: float = 1.0,
     wait_seconds: int = WAIT_SECONDS,
+    answer_seconds: float = ANSWER_SECONDS,
     lead_seconds: float = PREEMPTION_LEAD_SECONDS,
 ) -> list[Source]:
     """Preemption and maintenance. `every_seconds` paces a server that answers at once without a change; `lead_seconds` is
     what this pool gives its machines from the notice to the end."""
+
+    def source(name: str, key: str, quiet: set[str], loud: str, sighting: Sighting) -> Source:
+        server = Nearby(address, clock, answer_seconds=answer_seconds)
+        return MetadataKey(name, key, quiet, {loud: sighting}, server, every_seconds, wait_seconds)
+
     preempted = Sighting(NoticeKind.INTERRUPTION, lead_ns=seconds(lead_seconds))
-    maintenance = Sighting(NoticeKind.MAINTENANCE, lead_ns=seconds(MAINTENANCE_LEAD_SECONDS))
-    none = frozenset({"NONE", "MIGRATE_ON_HOST_MAINTENANCE"})
+    restart = Sighting(NoticeKind.MAINTENANCE, lead_ns=seconds(MAINTENANCE_LEAD_SECONDS))
+    migrates = {"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}
     return [
-        MetadataKey(
-            "gcp",
-            "preempted",
-            frozenset({"FALSE"}),
-            {"TRUE": preempted},
-            Nearby(address, clock),
-            every_seconds,
-            wait_seconds,
-        ),
-        MetadataKey(
-            "gcp-maintenance",
-            "maintenance-event",
-            none,
-            {"TERMINATE_ON_HOST_MAINTENANCE": maintenance},
-            Nearby(address, clock),
-            every_seconds,
-            wait_seconds,
-        ),
+        source("gcp", "preempted", {"FALSE"}, "TRUE", preempted),
+        source("gcp-maintenance", "maintenance-event", migrates, "TERMINATE_ON_HOST_MAINTENANCE", restart),
     ]

@@ -26,6 +26,20 @@ class Asked(Source):
         return self._ask()
 
 
+class Absent(Source):
+    """A source of which it is known beforehand that it is not here, and why: the watcher tells it like any other's absence."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        self._why = why
+
+    def probe(self) -> None:
+        raise NotHere(self._why)
+
+    def look(self) -> View:
+        return {}
+
+
 class RayDrain(Source):
     """Draining nodes. `node_of` gives our node id for Ray's, None for a node that is not of this job."""
 

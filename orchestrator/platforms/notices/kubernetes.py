@@ -28,6 +28,7 @@ import json
 import ssl
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,10 +84,10 @@ def node_view(node: Object, ours: str) -> View:
     """What a Node object says about our node `ours`."""
     metadata, spec = _mapping(node.get("metadata")), _mapping(node.get("spec"))
     view = {}
-    for taint in spec.get("taints") or ():
-        sighting = TAINTS.get(str(_mapping(taint).get("key")))
-        if sighting is not None:
-            view[str(taint["key"])] = Sighting(sighting.kind, sighting.deadline_ns, sighting.lead_ns, ours)
+    for taint in _mappings(spec.get("taints")):
+        key = str(taint.get("key"))
+        if key in TAINTS:
+            view[key] = replace(TAINTS[key], node=ours)
     if spec.get("unschedulable") is True:
         view["unschedulable"] = Sighting(NoticeKind.DRAIN, node=ours)
     if metadata.get("deletionTimestamp"):
@@ -99,8 +100,8 @@ def pod_view(pod: Object, ours: str) -> View:
     metadata, status = _mapping(pod.get("metadata")), _mapping(pod.get("status"))
     deadline = instant_ns(metadata.get("deletionTimestamp"))
     disrupted = any(
-        _mapping(condition).get("type") == "DisruptionTarget" and condition.get("status") == "True"
-        for condition in status.get("conditions") or ()
+        condition.get("type") == "DisruptionTarget" and condition.get("status") == "True"
+        for condition in _mappings(status.get("conditions"))
     )
     if not disrupted and deadline is None:
         return {}
@@ -109,6 +110,10 @@ def pod_view(pod: Object, ours: str) -> View:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    return [_mapping(each) for each in value] if isinstance(value, list) else []
 
 
 class Watched(Source):
@@ -134,15 +139,20 @@ class Watched(Source):
         """By name: our node id, and what the object says."""
         self._deleted: dict[str, View] = {}
         self._version: str | None = None
+        self._unshown = False
+        """The list came with the probe, and no look has shown it."""
         self._events: Iterator[Object] | None = None
 
     def probe(self) -> None:
         self._list()
+        self._unshown = True
 
     def look(self) -> View:
         """The list at first; then waits for one event, at most as long as a watch lasts."""
         if self._version is None:
             self._list()
+        elif self._unshown:
+            self._unshown = False
         elif (event := self._next()) is not None:
             self._take(event)
         views = {**self._deleted, **{name: view for name, (_, view) in self._objects.items()}}
@@ -157,10 +167,10 @@ class Watched(Source):
         version = _mapping(found.get("metadata")).get("resourceVersion")
         if not isinstance(items, list) or not isinstance(version, str):
             raise Unreadable("not a list of Kubernetes objects")
-        names = {_name(item) for item in items}
-        for name in self._objects.keys() - names:
+        present = {_name(item): item for item in map(_mapping, items)}
+        for name in self._objects.keys() - present.keys():
             self._delete(name)
-        for item in items:
+        for item in present.values():
             self._set(item)
         self._version = version
 
@@ -203,7 +213,7 @@ class Watched(Source):
             return
         ours, view = self._objects.pop(name)
         if self._gone is not None:
-            view = {"gone": Sighting(self._gone.kind, lead_ns=self._gone.lead_ns, node=ours)}
+            view = {"gone": replace(self._gone, node=ours)}
         self._deleted[name] = view
         while len(self._deleted) > GONE_KEPT:
             self._deleted.pop(next(iter(self._deleted)))
@@ -214,21 +224,11 @@ def _name(item: Object) -> str:
     return f"{metadata.get('namespace', '')}/{metadata.get('name')}"
 
 
-class InCluster:
-    """The API server as a pod reaches it: address from the environment, token and certificate from files. One stream or
-    request at a time."""
+class ApiServer:
+    """The API server over HTTP: one stream or request at a time. `token` is asked for each."""
 
-    def __init__(self, environ: Mapping[str, str], clock: Clock, account: Path = SERVICE_ACCOUNT) -> None:
-        host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
-        if not host or not port.isdecimal():
-            raise NotHere("not in a Kubernetes pod (KUBERNETES_SERVICE_HOST is not set)")
-        self._token_file = account / "token"
-        self._token()
-        try:
-            tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
-        except (OSError, ssl.SSLError) as error:
-            raise NotHere(f"no certificate of the cluster: {error}") from None
-        self._server = Nearby((host, int(port)), clock, connect_seconds=2.0, answer_seconds=10.0, tls=tls)
+    def __init__(self, server: Nearby, token: Callable[[], str]) -> None:
+        self._server, self._token = server, token
 
     def list(self, path: str, query: Query) -> Object:
         answer = self._server.get(_url(path, query), self._headers())
@@ -236,15 +236,13 @@ class InCluster:
             raise NotHere(f"the API server refuses to list {path} (HTTP status {answer.status})")
         if answer.status != 200:
             raise Unreadable(f"HTTP status {answer.status} for {path}")
-        document = answer.document()
-        return document if isinstance(document, Mapping) else {}
+        return _mapping(answer.document())
 
     def watch(self, path: str, query: Query) -> Iterator[Object]:
-        lines = self._server.lines(_url(path, query), self._headers(), idle_seconds=WATCH_SECONDS + 5)
-        for line in lines:
+        for line in self._server.lines(_url(path, query), self._headers(), idle_seconds=WATCH_SECONDS + 5):
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Unreadable(f"a watch that is not JSON: {line[:60]!r}") from None
             yield _mapping(event)
 
@@ -254,14 +252,27 @@ class InCluster:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token()}", "Accept": "application/json"}
 
-    def _token(self) -> str:
+
+def in_cluster(environ: Mapping[str, str], clock: Clock, account: Path = SERVICE_ACCOUNT) -> ApiServer:
+    """The API server as a pod reaches it: address from the environment, token and certificate from files. Raises `NotHere`
+    outside a pod, and in a pod that holds no token."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host or not port.isdecimal():
+        raise NotHere("not in a Kubernetes pod (KUBERNETES_SERVICE_HOST is not set)")
+
+    def token() -> str:
         try:
-            token = self._token_file.read_text(encoding="ascii").strip()
+            return (account / "token").read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
-            token = ""
-        if not token:
-            raise NotHere(f"no API token in this pod ({self._token_file})")
-        return token
+            raise NotHere(f"no API token in this pod ({account / 'token'})") from None
+
+    token()
+    try:
+        tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
+    except OSError as error:
+        raise NotHere(f"no certificate of the cluster: {error}") from None
+    server = Nearby((host, int(port)), clock, connect_seconds=2.0, answer_seconds=10.0, tls=tls)
+    return ApiServer(server, token)
 
 
 def _url(path: str, query: Query) -> str:
@@ -273,11 +284,7 @@ def kubernetes(
 ) -> list[Source]:
     """This pod and the node under it, by the names in NODE_NAME, POD_NAME and POD_NAMESPACE (downward API); what has no name
     is not watched. `connect` gives an API client for each source; raises `NotHere` as it does."""
-
-    def in_cluster() -> ClusterApi:
-        return InCluster(environ, clock)
-
-    connect = connect or in_cluster
+    connect = connect or (lambda: in_cluster(environ, clock))
     node_name, pod, namespace = (environ.get(name) for name in ("NODE_NAME", "POD_NAME", "POD_NAMESPACE"))
     sources: list[Source] = []
     if node_name:

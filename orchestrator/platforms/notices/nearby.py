@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LINK_LOCAL = "169.254.169.254"
 """Where AWS, GCP and Azure answer, each machine's own."""
 BODY_LIMIT_BYTES = 1 << 20
+ANSWER_SECONDS = 2.0
+"""A server that is near and has not answered by then is in trouble."""
 SKEW_NS = seconds(2)
 """Clocks that differ by less are taken as one: `Date` has whole seconds only."""
 
@@ -123,11 +125,12 @@ class Nearby:
         clock: Clock,
         *,
         connect_seconds: float = 1.0,
-        answer_seconds: float = 2.0,
+        answer_seconds: float = ANSWER_SECONDS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address, self._clock, self._tls = address, clock, tls
-        self._connect_seconds, self._answer_seconds = connect_seconds, answer_seconds
+        self._connect_seconds = connect_seconds
+        self.answer_seconds = answer_seconds
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._interrupted = False
@@ -149,7 +152,7 @@ class Nearby:
         answer_seconds: float | None = None,
     ) -> Answer:
         """One exchange, whatever its status. Raises `Unreadable` when there is no whole answer in time."""
-        with self._exchange(method, path, headers or {}, body, answer_seconds or self._answer_seconds) as (_, response):
+        with self._exchange(method, path, headers or {}, body, answer_seconds or self.answer_seconds) as (_, response):
             content = response.read(BODY_LIMIT_BYTES + 1)
             if len(content) > BODY_LIMIT_BYTES:
                 raise Unreadable("the answer is larger than a mebibyte")
@@ -164,7 +167,7 @@ class Nearby:
     def lines(self, path: str, headers: Mapping[str, str], *, idle_seconds: float) -> Iterator[bytes]:
         """A GET whose answer never ends but line by line. Ends when the server ends it. Raises `Unreadable` on a status
         other than 200 or when nothing comes for `idle_seconds`. Close the iterator to hang up."""
-        with self._exchange("GET", path, headers, None, self._answer_seconds) as (timed, response):
+        with self._exchange("GET", path, headers, None, self.answer_seconds) as (timed, response):
             if response.status != 200:
                 raise Unreadable(f"HTTP status {response.status}")
             while True:

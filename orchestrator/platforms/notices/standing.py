@@ -11,7 +11,7 @@ A deadline is never told in the past: one that had passed when it was seen is to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.domain.clock import seconds_between
 from orchestrator.domain.notices import Notice, in_force
@@ -29,6 +29,11 @@ class Change(NamedTuple):
     remark: str = ""
     """What somebody should know about it beside its fields."""
 
+    def to_document(self) -> dict[str, Any]:
+        """The notice's JSON form; `withdrawn` is there only when it is true."""
+        document = self.notice.to_document()
+        return {**document, "withdrawn": True} if self.withdrawn else document
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -44,6 +49,11 @@ class _Source:
     """By node."""
     stands: dict[str, Notice] = field(default_factory=dict)
     """By node."""
+
+    def tell(self, notice: Notice) -> Change:
+        self.told[notice.node] = notice
+        remarks = [each.remark for each in self.seen.values() if each.notice.node == notice.node and each.remark]
+        return Change(notice, remark="; ".join(remarks))
 
 
 class Standing:
@@ -83,23 +93,23 @@ class Standing:
         return _Seen(sighting, notice, remark)
 
     def _tell(self) -> list[Change]:
-        """Tell what stands and was not told as it is, the strongest first, unless another source's word covers it."""
-        untold = [
-            (name, notice)
-            for name, mine in self._sources.items()
-            for notice in mine.stands.values()
-            if _differs(mine.told.get(notice.node), notice)
-        ]
-        changes = []
-        for name, notice in sorted(untold, key=lambda pair: -pair[1].kind.strength):
-            mine = self._sources[name]
-            covered = any(other.source != name and other.covers(notice) for other in self.told())
-            if notice.node not in mine.told and covered:
-                continue
-            mine.told[notice.node] = notice
-            remarks = [seen.remark for seen in mine.seen.values() if seen.notice.node == notice.node and seen.remark]
-            changes.append(Change(notice, remark="; ".join(remarks)))
+        """Tell what stands and was not told as it is: first what takes the place of something told, then, the strongest
+        first, what no other source's word covers."""
+        changes, untold = [], []
+        for mine in self._sources.values():
+            for node, notice in mine.stands.items():
+                if node not in mine.told:
+                    untold.append((mine, notice))
+                elif _differs(mine.told[node], notice):
+                    changes.append(mine.tell(notice))
+        for mine, notice in sorted(untold, key=lambda pair: _urgency(pair[1])):
+            if not any(other.covers(notice) for other in self.told()):
+                changes.append(mine.tell(notice))
         return changes
+
+
+def _urgency(notice: Notice) -> tuple[int, bool, int]:
+    return -notice.kind.strength, notice.deadline_ns is None, notice.deadline_ns or 0
 
 
 def _news(before: Notice, after: Notice) -> bool:
@@ -113,5 +123,5 @@ def _news(before: Notice, after: Notice) -> bool:
     return abs(after.deadline_ns - before.deadline_ns) > MOVED_NS
 
 
-def _differs(told: Notice | None, stands: Notice) -> bool:
-    return told is None or (told.kind, told.deadline_ns) != (stands.kind, stands.deadline_ns)
+def _differs(told: Notice, stands: Notice) -> bool:
+    return (told.kind, told.deadline_ns) != (stands.kind, stands.deadline_ns)
