@@ -88,8 +88,15 @@ class Memory(Protocol):
         """Say how large a shard is and where its parts lie. Once, before `buffer`."""
         ...
 
+    def settle(self) -> bool:
+        """Wait, in bounded time, until what was published last is in a second place; whether it is.
+
+        Called before the all-reduce of a step: once that is over, it holds for every rank.
+        """
+        ...
+
     def buffer(self, step: int) -> memoryview:
-        """Where the shard of `step` is to be written, `nbytes` long. Waits, in bounded time, for room; raises after it."""
+        """Where the shard of `step` is to be written, `nbytes` long; what lies there is undefined. Waits as `settle` does."""
         ...
 
     def publish(self, step: int, document: Mapping[str, Any]) -> None:

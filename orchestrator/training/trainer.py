@@ -501,6 +501,8 @@ class Trainer:
             "durable": self.saver.durable_step,
             "publish every": self.memory.every if first and self.memory is not None else 0,
         }
+        if self.memory is not None:
+            self.memory.settle()  # so that a step is told only when the one published before it cannot be lost with a node
         wanted = [float(wishes.checkpoint) if rank == peers.rank else 0.0 for rank in range(peers.world_size)]
         summed = peers.sum([*(float(value) for value in mine.values()), *wanted])
         all_say = dict(zip(mine, summed, strict=False))

@@ -154,7 +154,7 @@ def _run(
         precision_reason=why,
     )
     with reporter.stage("process_group"):
-        world.start_group(torch, deepspeed, device, environ)
+        world.start_group(torch, deepspeed, device, environ, f"{work.uid}/{work.attempt}")
     peers = Peers(torch, rank, world_size, device)
     generation = environment.generation(environ)
     if work.spec.entrypoint is not None:

@@ -17,11 +17,11 @@ def compute_device(torch: Any, local_rank: int, *, gpu: bool) -> str:
     return f"cuda:{index}"
 
 
-def start_group(torch: Any, deepspeed: Any, device: str, environ: Mapping[str, str]) -> None:
+def start_group(torch: Any, deepspeed: Any, device: str, environ: Mapping[str, str], run: str = "") -> None:
     """Join torch's process group (a new one unless the launcher made it) and let DeepSpeed use it.
 
-    A store that outlives a world is used by each generation under a name of its own: torch itself would read there what an
-    earlier generation left.
+    A store that outlives a world is used by each generation of each `run` under a name of its own: torch itself would read
+    there what an earlier generation left.
     """
     backend = "gloo" if device == "cpu" else "nccl"
     place = environment.shared_store(environ)
@@ -32,6 +32,6 @@ def start_group(torch: Any, deepspeed: Any, device: str, environ: Mapping[str, s
     else:
         rank, _, world_size, _ = environment.ranks(environ)
         store = torch.distributed.TCPStore(*place, is_master=False)
-        store = torch.distributed.PrefixStore(f"generation/{environment.generation(environ)}", store)
+        store = torch.distributed.PrefixStore(f"{run}/{environment.generation(environ)}", store)
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,10 +23,10 @@ from tests.training import one_rank
 announced: list[Any] = []
 
 
-def record(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
-    """`worker.run`, with the ledger open."""
-    name = f"ledger-{assignment['attempt']}-{os.environ['RANK']}.jsonl"
-    with (Path(assignment["run_dir"]) / name).open("a", buffering=1) as ledger:
+@contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """The ledger is open."""
+    with path.open("a", buffering=1) as ledger:
         loss_sum, at = engine.Batches.loss_sum, StepRandomness.at
 
         def announce(randomness: StepRandomness, step: int, samples: Any) -> None:
@@ -44,11 +45,17 @@ def record(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
             mock.patch.object(engine.Batches, "loss_sum", write),
             mock.patch.object(StepRandomness, "at", announce),
         ):
-            return run(assignment, link)
+            yield
+
+
+def record(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
+    """`worker.run`, with the ledger open."""
+    with recording(Path(assignment["run_dir"]) / f"ledger-{assignment['attempt']}-{os.environ['RANK']}.jsonl"):
+        return run(assignment, link)
 
 
 run = worker.run
-worker.run = record
 
 if __name__ == "__main__":
+    worker.run = record
     one_rank.main(Path(sys.argv[1]))
