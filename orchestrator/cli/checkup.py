@@ -52,7 +52,7 @@ def examine(context: Context) -> Iterator[Finding]:
     except OrchestrateError as error:
         yield Finding("settings", Verdict.FAIL, error.what, error.hint or "correct it")
         return
-    local = not settings.url and settings.engine == "ray"
+    local = not settings.url and settings.engine != "fake"
     yield from _packages(needed=local)
     home = settings.home_path
     checks: list[Callable[[], Finding]] = [lambda: _home(home), lambda: _disk(home), lambda: _controller(context)]

@@ -93,7 +93,13 @@ class ControllerActor:
             undo.callback(journal.close)
             prices = load_prices(Path(settings.prices) if settings.prices else None)
             controller = Controller(
-                journal, RayHost(self._clock), self._clock, prices, home, engine="ray", on_fatal=self._end_for_good
+                journal,
+                RayHost(self._clock),
+                self._clock,
+                prices,
+                home,
+                engine=settings.engine,
+                on_fatal=self._end_for_good,
             )
             token = home.token()
             assert token is not None
@@ -116,7 +122,7 @@ class ControllerActor:
             "url": url,
             "port": server.port,
             "pid": os.getpid(),
-            "engine": "ray",
+            "engine": self._settings.engine,
             "home": str(self._home.path),
             "version": __version__,
             "ray": dict(self._ray_facts),

@@ -100,10 +100,10 @@ def ensure_server(settings: Settings, say: Say, environ: Mapping[str, str], cloc
         began_ns = clock.monotonic_ns()
         say(
             "Starting Ray and the controller on this machine (about 10 s) ..."
-            if settings.engine == "ray"
+            if settings.engine != "fake"
             else "Starting the controller on this machine ..."
         )
-        url = (_start_ray if settings.engine == "ray" else _start_plain)(settings, say, environ, lock)
+        url = (_start_plain if settings.engine == "fake" else _start_ray)(settings, say, environ, lock)
         say(f"The controller is up at {url} ({seconds_between(began_ns, clock.monotonic_ns()):.1f} s).")
     token = home.token()
     assert token is not None
@@ -118,8 +118,10 @@ def stop_server(settings: Settings, say: Say, clock: Clock | None = None) -> boo
         return False
     with _locked(home, say, clock or SystemClock()):
         facts = read_server_file(home)
-        ended = _end_plain(int(facts["pid"]), home, clock or SystemClock()) if facts and facts["engine"] != "ray" else 0
-        if facts is None or facts["engine"] == "ray":
+        ended = (
+            _end_plain(int(facts["pid"]), home, clock or SystemClock()) if facts and facts["engine"] == "fake" else 0
+        )
+        if facts is None or facts["engine"] != "fake":
             ended = _end_ray(home, needed=facts is not None)
         home.server_file.unlink(missing_ok=True)
     if ended:

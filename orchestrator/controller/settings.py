@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.domain.errors import InvalidSpec, Problem, UsageError
 
 CONFIG_FILE = ".orchestrate.yaml"
+ENGINES = ("ray-train", "native", "fake")
 
 
 def setting(doc: str, default: Any, variable: str) -> Any:
@@ -33,7 +34,12 @@ class Settings:
     token: str = setting("Bearer token; empty: the one in the home folder.", "", "ORCHESTRATE_TOKEN")
     host: str = setting("Address that the controller listens on.", "127.0.0.1", "ORCHESTRATE_HOST")
     port: int = setting("Port of the REST API and /metrics.", 8470, "ORCHESTRATE_PORT")
-    engine: str = setting("What runs the workers: `ray`, or `fake` (trains nothing).", "ray", "ORCHESTRATE_ENGINE")
+    engine: str = setting(
+        "What runs the workers of a gang of fixed size: `ray-train`, or `native`, which runs all elastic jobs; "
+        "`fake` trains nothing.",
+        "ray-train",
+        "ORCHESTRATE_ENGINE",
+    )
     journal: str = setting("URL of a Postgres database; empty: SQLite in the home folder.", "", "ORCHESTRATE_JOURNAL")
     prices: str = setting("Price file; empty: the example that ships with orchestrate.", "", "ORCHESTRATE_PRICES")
     cpus: int = setting("CPUs that jobs may use on this machine; 0: all of them.", 0, "ORCHESTRATE_CPUS")
@@ -88,11 +94,15 @@ def resolve(environ: Mapping[str, str], cwd: Path, flags: Mapping[str, Any]) -> 
     _take_file(home / "config.yaml", take, kinds)
     for name, _, _, default in documented():
         take(name, default, "default")
-    if values["engine"] not in ("ray", "fake"):
-        raise UsageError(f"{origins['engine']}: {values['engine']!r} is no engine", hint="write ray or fake")
+    if values["engine"] not in ENGINES:
+        raise UsageError(f"{origins['engine']}: {values['engine']!r} is no engine", hint=f"write {_or(ENGINES)}")
     if not 0 <= values["port"] <= 65_535:
         raise UsageError(f"{origins['port']}: {values['port']} is no port", hint="ports go from 1 to 65535")
     return Settings(**values, origins=origins)
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _take_file(file: Path, take: Any, kinds: Mapping[str, type]) -> None:

@@ -15,6 +15,8 @@ from orchestrator.domain.quantities import parse_bytes
 from orchestrator.lifecycle import Limits
 from orchestrator.platforms.engines.base import RunRequest
 
+ELASTIC_ENGINE = "native"
+
 
 def elastic(document: Mapping[str, Any]) -> bool:
     """Whether the number of workers may change."""
@@ -88,8 +90,11 @@ def machine(
     )
 
 
-def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, worker_loop: str) -> RunRequest:
-    """The present attempt, as an engine is asked for it. `document`: the job's with its secrets put back."""
+def run_request(
+    record: JobRecord, document: Mapping[str, Any], home: Home, worker_loop: str, engine: str
+) -> RunRequest:
+    """The present attempt, as an engine is asked for it. `document`: the job's with its secrets put back. `engine`: the one
+    for gangs of fixed size; an elastic job takes the one that can change its size."""
     spec = document["spec"]
     workers, runtime = spec["workers"], spec.get("runtime", {})
     run_dir = home.run_dir(record.uid)
@@ -123,5 +128,6 @@ def run_request(record: JobRecord, document: Mapping[str, Any], home: Home, work
         min_workers=may_have[0] if may_change else None,
         allowed=may_have if may_change else (),
         elastic=may_change,
+        engine=ELASTIC_ENGINE if may_change and engine != "fake" else engine,
         size=record.state.workers if may_change else 0,
     )

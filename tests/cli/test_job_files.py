@@ -108,7 +108,7 @@ def test_server_status_is_written_for_people(cli: Cli, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     ray = {"version": "2.60.0", "address": "127.0.0.1:6379", "folder": None}
-    facts = {"url": "http://127.0.0.1:1", "pid": 1, "engine": "ray", "ray": ray}
+    facts = {"url": "http://127.0.0.1:1", "pid": 1, "engine": "ray-train", "ray": ray}
     (home / "server.json").write_text(json.dumps(facts), encoding="utf-8")
     run = cli("server", "status")
     assert run.code == 6

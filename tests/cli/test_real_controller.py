@@ -234,7 +234,7 @@ def test_doctor_of_a_machine_in_order(run: Run, tmp_path: Path) -> None:
 
 def test_doctor_is_quick(environ: dict[str, str], tmp_path: Path) -> None:
     """Doctor takes at most two seconds, also for Ray, whose packages it looks up without importing them."""
-    environ["ORCHESTRATE_ENGINE"] = "ray"
+    environ["ORCHESTRATE_ENGINE"] = "ray-train"
     took = []
     for _ in range(3):
         start = time.monotonic()

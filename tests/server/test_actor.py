@@ -49,7 +49,7 @@ def test_idle_is_no_request_and_no_active_job_for_the_whole_time() -> None:
 def test_a_ray_of_another_version_is_refused(tmp_path: Path) -> None:
     """Joining a Ray that another version started names both versions and the remedy."""
     home = Home(tmp_path)
-    facts = {"url": "http://127.0.0.1:1", "pid": 1, "engine": "ray", "ray": {"version": "2.59.0"}}
+    facts = {"url": "http://127.0.0.1:1", "pid": 1, "engine": "ray-train", "ray": {"version": "2.59.0"}}
     local.write_server_file(home, facts)
     with pytest.raises(WrongServer, match=r"version 2\.59\.0.*server stop"):
         boot._same_version(home)

@@ -42,7 +42,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 
 @pytest.fixture
 def ray_settings(tmp_path: Path) -> Iterator[Settings]:
-    settings = Settings(home=str(tmp_path / "home"), engine="ray", port=free_port(), cpus=1)
+    settings = Settings(home=str(tmp_path / "home"), engine="ray-train", port=free_port(), cpus=1)
     yield settings
     local.stop_server(settings, lambda text: None)
     assert ray_processes.find(Home(settings.home_path))[1] == []

@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
+    from orchestrator.controller.settings import ENGINES
+
     verbs = words(parser, "what", "WHAT")
     start = verbs.add_parser(
         "start",
         help="start it, or find it running",
         description="Start Ray and the controller here, or find them running.",
     )
-    start.add_argument("--engine", choices=("ray", "fake"), help="what runs the workers; fake trains nothing")
+    start.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what runs gangs of fixed size (native runs all elastic ones); fake trains nothing",
+    )
     start.add_argument("--host", metavar="ADDRESS", help="address to listen on; instead of $ORCHESTRATE_HOST")
     start.add_argument("--port", type=int, metavar="NUMBER", help="port of the REST API; instead of $ORCHESTRATE_PORT")
     start.add_argument("--cpus", type=int, metavar="N", help="CPUs that jobs may use; 0 means all")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
+    from orchestrator.controller.settings import ENGINES
+
     parser.add_argument("file", metavar="FILE", help="job file (YAML or JSON)")
     add_set(parser)
     parser.add_argument("--name", help="name of the job, instead of the one in the file")
@@ -32,7 +34,11 @@ def add_arguments(parser: Parser) -> None:
     add_namespace(parser)
     add_output(parser, ("receipt", "name", "json", "yaml"), default="receipt")
     group = parser.add_argument_group("controller that is started when none is there")
-    group.add_argument("--engine", choices=("ray", "fake"), help="what runs the workers; fake trains nothing")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what runs gangs of fixed size (native runs all elastic ones); fake trains nothing",
+    )
     group.add_argument("--port", type=int, metavar="NUMBER", help="port of the REST API; instead of $ORCHESTRATE_PORT")
     add_connection(parser)
 

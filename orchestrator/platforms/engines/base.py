@@ -68,6 +68,8 @@ class RunRequest:
     elastic: bool = False
     """The attempt outlives the loss of its workers, by another world inside it. Without, the first loss ends it. Engines
     that cannot do it run a gang of `workers` and end at the first loss."""
+    engine: str = ""
+    """The engine of this name is to run it, on a host that has several; empty: one that does what is asked."""
     size: int = 0
     """The number of workers that is wished for when the attempt begins (see `WishBoard.size`); 0: `workers`."""
 
