@@ -149,12 +149,14 @@ class Trainer:
         """Read data, unless that is done, and see that all ranks have the same."""
         peers, ready = self.peers, self.ready
         with self.reporter.stage("data"):
-            if ready is None:
-                self.prepared = peers.settle(
-                    lambda: prepare(self.model_spec, self.data_spec, self.assignment.working_dir)
+            # Together also where it is done: there may be ranks beside ours that were not warm.
+            self.prepared = peers.settle(
+                lambda: (
+                    prepare(self.model_spec, self.data_spec, self.assignment.working_dir)
+                    if ready is None
+                    else ready.prepared
                 )
-            else:
-                self.prepared = ready.prepared
+            )
             digests = peers.gather(self.prepared.digest())
             if len(set(digests)) > 1:
                 odd = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
@@ -168,10 +170,8 @@ class Trainer:
         assignment, peers, reporter = self.assignment, self.peers, self.reporter
         ready, self.ready = self.ready, None
         with reporter.stage("model"):
-            self.model = (
-                peers.settle(lambda: create_model(self.torch, assignment, self.prepared))
-                if ready is None
-                else ready.model
+            self.model = peers.settle(
+                lambda: create_model(self.torch, assignment, self.prepared) if ready is None else ready.model
             )
             self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             self.shapes = [(name, list(p.shape)) for name, p in self.model.named_parameters()]
@@ -574,6 +574,7 @@ class Trainer:
         return False
 
     def _evaluate(self, split: str) -> dict[str, float]:
+        self.reporter.first("pause", pause="evaluation")
         metrics = evaluate(
             self.torch,
             self.engine,
@@ -603,6 +604,7 @@ class Trainer:
             return parts, facts
 
         told = teller(reporter, covers_ns=decision.covers_ns, wish=decision.wish, best=best)
+        reporter.first("pause", pause="checkpoint")
         self.saver.save(progress.step, prepare, told)
         self.saves.append((progress.step, decision.wish))
         self.saved_step = progress.step
@@ -613,6 +615,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Take the best weights that were kept, evaluate them on test, write the model's folder."""
         progress, peers = self.progress, self.peers
+        self.reporter.first("pause", pause="finish")
         found = progress.metrics
         if self.assignment.spec.checkpoint.keep_best and progress.best_step is not None:
             found = progress.best_metrics

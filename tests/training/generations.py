@@ -1,13 +1,15 @@
 """Worlds one after another, as the native engine makes them: ranks are forked from a process that has imported everything.
 
 `python generations.py PLAN.json`; the plan is a list of scenarios, each {assignment, folder, worlds}, a world being
-{world_size, faults, every?, forget_memory?}. After each world the newest step whose shards are all there is what the next
+{world_size, faults, every?, forget_memory?, cold?: ranks that have not warmed up}. After each world the newest step whose shards are all there is what the next
 one begins with. When a rank dies, the others of its world are killed, as a coordinator would. `ends.json` in the scenario's
 folder says how the ranks of each world ended. Memory is files: a shard is there once its document is.
 
 Faults, each for one rank (default 0): {"kill": n}, {"stop": n}, {"regroup": n}, {"checkpoint": n} in the n-th step of
-the world; {"kill_publishing": n} before the n-th shard is whole; {"kill_evaluating": n} in the n-th evaluation; {"hold_saves": n}
-lets nothing more be written to its end from the n-th step on; {"break_source": 1} makes the rank's reads from memory fail.
+the world; {"kill_publishing": n} before the n-th shard is whole; {"kill_evaluating": n} in the n-th evaluation; {"kill_saved": n}
+in the first step from the n-th on after a checkpoint was told; {"hold_saves": n} lets nothing more be written to its end from
+the n-th step on, and a later {"kill": n} waits until something was begun; {"break_source": 1} makes the rank's reads from
+memory fail, {"break_rehearsal": 1} its rehearsal.
 """
 
 from __future__ import annotations
@@ -131,11 +133,20 @@ class GenerationLink(JournalLink):
         self._injected = events.with_suffix(".injected")
         self._calls = self._evaluations = 0
         self._regroup = False
+        self._saved = False
+        self._held: threading.Event | None = None
+
+    def send(self, event: dict[str, Any]) -> None:
+        self._saved = self._saved or event["kind"] == "checkpoint"
+        super().send(event)
 
     def wishes(self) -> Wishes:
         self._calls += 1
         for name in ("kill", "stop", "regroup", "checkpoint", "hold_saves"):
             self._do(name, self._calls)
+        for name, at in self._faults:
+            if name == "kill_saved" and self._saved and self._calls >= at:
+                self._do(name, at)
         given = super().wishes()
         return Wishes(given.checkpoint, given.stop, given.checkpoint_every_seconds, self._regroup)
 
@@ -149,28 +160,32 @@ class GenerationLink(JournalLink):
         with self._injected.open("a") as file:
             file.write(f"{name}\n")
         if name.startswith("kill"):
+            assert self._held is None or self._held.wait(20)
             os.kill(os.getpid(), signal.SIGKILL)
         elif name == "regroup":
             self._regroup = True
         elif name == "hold_saves":
-            hold_saves()
+            self._held = hold_saves()
         else:
             getattr(self, f"wish_{name}")()
 
 
-def hold_saves() -> None:
-    """From now on files of checkpoints are begun and never ended."""
+def hold_saves() -> threading.Event:
+    """From now on files of checkpoints are begun and never ended; the event says that one was begun."""
+    begun = threading.Event()
 
     def put(self: LocalFiles, path: Path, blocks: Iterable[Sequence[memoryview]]) -> None:
         path.write_bytes(b"half of it")
+        begun.set()
         threading.Event().wait()
 
     LocalFiles.put = put  # type: ignore[method-assign]
+    return begun
 
 
 def rank_of(scenario: Mapping[str, Any], world: Mapping[str, Any], generation: int, rank: int, place: int) -> NoReturn:
     """A forked rank, from its warm-up to its end."""
-    from orchestrator.training import trainer
+    from orchestrator.training import trainer, warming
     from tests.training.ledger_rank import recording
 
     folder = Path(scenario["folder"])
@@ -180,7 +195,9 @@ def rank_of(scenario: Mapping[str, Any], world: Mapping[str, Any], generation: i
         log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        warm = worker.warm(scenario["assignment"], {}) if world.get("warm", True) else None
+        if {"break_rehearsal": 1, "rank": rank} in faults:
+            warming._steps = None
+        warm = None if rank in world.get("cold", ()) else worker.warm(scenario["assignment"], {})
         os.environ.update(
             RANK=str(rank),
             WORLD_SIZE=str(size),

@@ -2,92 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from orchestrator.training.order import SampleOrder
-from tests.training.gang import ROOT, Run, environment, job, write_reviews
+from tests.training.gang import write_reviews
+from tests.training.lives import LONG, Life, assert_same_curve, life, play, world
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
-SCRIPT = Path(__file__).with_name("generations.py")
-DROPS = {"model__config__hidden_dropout_prob": 0.2, "model__config__attention_probs_dropout_prob": 0.2}
-ROWS = 140
-
-
-class Life(Run):
-    """A run of several worlds."""
-
-    worlds: Sequence[dict[str, Any]] = ()
-
-    def scenario(self) -> dict[str, Any]:
-        return {"assignment": self.plan()["assignment"], "folder": str(self.folder), "worlds": list(self.worlds)}
-
-    def ends(self) -> list[list[int]]:
-        found: list[list[int]] = json.loads((self.folder / "ends.json").read_text())
-        return found
-
-    def result(self, generation: int, rank: int = 0) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / f"result-{generation}-{rank}.json").read_text())
-        return found
-
-    def reported(self) -> list[int]:
-        return [event["step"] for event in self.events("step")]
-
-    def samples(self) -> dict[int, list[int]]:
-        """Samples by step, over all ranks of the newest world that made the step."""
-        found: dict[int, tuple[int, list[tuple[int, list[int]]]]] = {}
-        for path in self.folder.glob("ledger-*.jsonl"):
-            _, generation, rank = path.stem.split("-")
-            for line in path.read_text().splitlines():
-                step, samples = json.loads(line)
-                if step not in found or found[step][0] < int(generation):
-                    found[step] = (int(generation), [])
-                if found[step][0] == int(generation):
-                    found[step][1].append((int(rank), samples))
-        ordered = {step: sorted(parts, key=lambda part: part[0]) for step, (_, parts) in found.items()}
-        return {step: [index for _, samples in parts for index in samples] for step, parts in ordered.items()}
-
-
-def world(size: int, *faults: dict[str, int], **more: Any) -> dict[str, Any]:
-    return {"world_size": size, "faults": list(faults), **more}
-
-
-def life(folder: Path, data: Path, worlds: Sequence[dict[str, Any]], **more: Any) -> Life:
-    found = Life(folder, job(workers__max=4, **(DROPS | more)), data, world_size=4)
-    found.worlds = worlds
-    return found
-
-
-def play(lives: Sequence[Life]) -> None:
-    plan = lives[0].folder.parent / "plan.json"
-    plan.write_text(json.dumps([life.scenario() for life in lives]))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(plan)],
-        env=environment(PYTHONWARNINGS="ignore"),
-        capture_output=True,
-        text=True,
-        timeout=380,
-    )
-    logs = "".join((life.folder / "log").read_text() for life in lives if (life.folder / "log").exists())
-    assert done.returncode == 0, done.stdout + done.stderr + logs
-
-
-def assert_same_curve(found: Life, reference: Life, tolerance: float) -> None:
-    losses, expected = found.losses(), reference.losses()
-    assert losses.keys() == expected.keys()
-    gaps = {step: abs(losses[step] / expected[step] - 1) for step in expected}
-    assert max(gaps.values()) <= tolerance, gaps
-
-
 STEPS = 24
-LONG = {"training__maxSteps": STEPS, "training__evalEvery": 8, "checkpoint__every": 50}
+ROWS = 140
 CHANGES = (
     world(3, {"kill": 11, "rank": 1}),  # dies in the step 11: ten are done
     world(2, {"regroup": 3}),  # leaves after step 13
