@@ -65,6 +65,7 @@ class Memory:
         """Raises OSError when the agent is gone."""
         self._clock = clock
         self._limit_ns = int(limit_seconds * NANOSECONDS_PER_SECOND)
+        self._look_ms = min(LOOK_SECONDS, limit_seconds) * 1000
         self._segment = Segment.attach(grant["segment"])
         self._bell = os.open(grant["bell"], os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._answer = os.open(grant["answer"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -127,7 +128,7 @@ class Memory:
         began_ns = since_ns = self._clock.monotonic_ns()
         progress = segment.progress
         while segment.acknowledged < self._sequence and not segment.alone:
-            events = self._poll.poll(LOOK_SECONDS * 1000)
+            events = self._poll.poll(self._look_ms)
             if any(mask & ~select.POLLIN for _, mask in events):
                 self._given_up = self._sequence  # the agent is gone
                 break

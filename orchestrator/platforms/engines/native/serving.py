@@ -130,9 +130,9 @@ class Server:
         except (OSError, UnicodeEncodeError):
             return  # the caller is gone, or talks another language; either way it is cut off
         finally:
+            line.close()
             with self._lock:
                 del self._open[line]
-            line.close()
 
     def _answer(self, line: socket.socket, head: dict[str, Any]) -> None:
         name = Name(*(number(head, key) for key in ("generation", "rank", "step")))
