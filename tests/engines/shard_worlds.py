@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.domain.clock import SystemClock
@@ -68,7 +69,7 @@ class Model:
     def values(self, name: str, kind: str, step: int) -> bytes:
         """The whole state of a parameter after a step."""
         dtype = dict(self.kinds)[kind]
-        return random.Random(f"{name} {kind} {step}").randbytes(self.sizes[name] * ITEM_BYTES[dtype])
+        return _bytes_of(f"{name} {kind} {step}", self.sizes[name] * ITEM_BYTES[dtype])
 
     def shard(self, rank: int, world_size: int, *, apart: bool) -> list[Fragment]:
         """The ranges of one rank: each parameter cut into equal parts (`apart`), or all of them laid end to end."""
@@ -93,6 +94,11 @@ class Model:
                 found.append((name, start, end))
             at += size
         return found
+
+
+@lru_cache(8)
+def _bytes_of(seed: str, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
 
 
 def open_shard(memory: Memory, shard: Sequence[Fragment]) -> None:
