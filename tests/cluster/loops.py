@@ -1,0 +1,111 @@
+"""A worker loop as training is, without torch: ranks in lockstep, state published after each step, regroup agreed.
+
+Ranks meet at a `MeetingPlace` of the test, where each says whether it was asked to regroup: as in an all-reduce, nobody
+finishes a step before all have come to it, all see the same, and who is cut off holds up the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PATIENCE_SECONDS = 120.0
+STEP_SECONDS = 0.03
+WEIGHTS = 12
+"""Floats of the state, divided over the ranks: 1, 2, 3, 4 and 6 ranks have whole parts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    kind: str
+    dtype: str
+    start: int
+    end: int
+    offset: int
+
+
+def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
+    """Each step adds one to every weight, so the state of step s is s everywhere; what is taken up is checked by that."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    generation = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    share = WEIGHTS // size
+    start, end = rank * share, (rank + 1) * share
+    step = 0
+    weights = bytearray(4 * share)
+    if (source := link.memory.source) is not None:
+        step = source.step
+        source.read_into("w", "fp32", start, end, memoryview(weights))
+        source.close()
+        found = struct.unpack(f"={share}f", weights)
+        assert found == (float(step),) * share, f"the state of step {step} is {found}"
+    link.memory.open([Part("w", "fp32", "float32", start, end, 0)], len(weights))
+    where = {"rank": rank, "generation": generation, "size": size}
+    link.send({"kind": "begun", "from": step, "pid": os.getpid(), **where})
+    pause = threading.Event()
+    meeting = socket.create_connection(tuple(assignment["meet"])).makefile("rw")
+    for _ in range(round(PATIENCE_SECONDS / STEP_SECONDS)):
+        step += 1
+        pause.wait(STEP_SECONDS)
+        wishes = link.wishes()
+        flag = "r" if wishes.regroup else "s" if wishes.stop else "-"
+        meeting.write(json.dumps([generation, step, rank, size, flag]) + "\n")
+        meeting.flush()
+        flags = meeting.readline()
+        weights[:] = struct.pack(f"={share}f", *[float(step)] * share)
+        link.memory.buffer(step)[:] = weights
+        link.memory.publish(step, {"step": step})
+        link.send({"kind": "step", "step": step, **where})
+        if "r" in flags:
+            return {"outcome": "regrouped", "reason": "Regrouped", "step": step}
+        if "s" in flags:
+            return {"outcome": "stopped", "reason": "Stopped", "step": step}
+    raise TimeoutError("nobody asked to stop")
+
+
+class MeetingPlace:
+    """Where ranks wait for each other. A context manager; lives in the process of the test."""
+
+    def __init__(self, host: str) -> None:
+        self._changed = threading.Condition()
+        self._said: dict[tuple[int, int], dict[int, str]] = {}
+        place = self
+
+        class Rank(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                for line in self.rfile:
+                    flags = place._meet(*json.loads(line))
+                    self.wfile.write(flags.encode() + b"\n")
+
+        self._server = socketserver.ThreadingTCPServer((host, 0), Rank)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._server.server_address[:2]
+        return str(host), int(port)
+
+    def __enter__(self) -> MeetingPlace:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _meet(self, generation: int, step: int, rank: int, size: int, flag: str) -> str:
+        with self._changed:
+            said = self._said.setdefault((generation, step), {})
+            said[rank] = flag
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(said) == size, timeout=PATIENCE_SECONDS)
+            return "".join(said.values())
