@@ -43,9 +43,12 @@ class Reporter:
         self.link.send({"kind": kind, **fields, "at_ns": self.clock.now_ns()})
 
     def first(self, kind: str, **fields: Any) -> None:
-        """An event that only rank 0 sends."""
+        """An event that only rank 0 sends. An engine that watches the progress of each rank (its link has `progress`) is
+        told of the others' steps without one."""
         if self.rank == 0:
             self.every(kind, **fields)
+        elif kind == "step" and (progress := getattr(self.link, "progress", None)) is not None:
+            progress(fields["step"])
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

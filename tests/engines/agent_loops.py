@@ -108,3 +108,29 @@ class Fragment:
     def __init__(self, name: str, kind: str, dtype: str, start: int, end: int, offset: int) -> None:
         self.name, self.kind, self.dtype = name, kind, dtype
         self.start, self.end, self.offset = start, end, offset
+
+
+def follow(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
+    """As a rank that tells its steps to nobody but its agent."""
+    link.progress(11)
+    link.send({"kind": "running", "step": 12})
+    return {**step_until_stopped(link), "rank": link.rank}
+
+
+def step_until_stopped(link: Any) -> dict[str, Any]:
+    """Wait for the wish to stop, without a word."""
+    pause = threading.Event()
+    for _ in range(round(PATIENCE_SECONDS / 0.02)):
+        if link.wishes().stop:
+            return {"outcome": "stopped", "reason": "Stopped"}
+        pause.wait(0.02)
+    raise TimeoutError("nobody asked to stop")
+
+
+def tell_the_unsayable(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
+    """Events that JSON does not know, between two that it does."""
+    circle: dict[str, Any] = {"kind": "circle"}
+    circle["self"] = circle
+    for event in ({"kind": "before"}, circle, {"kind": "text", "value": object}, {"kind": "after"}):
+        link.send(event)
+    return dict(DONE)

@@ -118,6 +118,26 @@ def test_steps_are_told_with_their_age(pair: Pair) -> None:
     assert harness.until_left("w")["result"] == {"outcome": "stopped", "reason": "Stopped", "wish": 2}
 
 
+def test_a_rank_that_sends_no_steps_shows_its_progress(pair: Pair) -> None:
+    """Ranks whose steps nobody needs as events tell their agent of them: they run, and no event goes further."""
+    harness, _ = pair
+    harness.run("w", "follow")
+    harness.until_state("w", "RUNNING")
+    harness.until(lambda: harness.worker("w")["step"] == 12)
+    harness.wish(stop=True)
+    assert harness.until_left("w")["result"]["rank"] == 0
+    assert "w" not in harness.events
+
+
+def test_an_event_that_cannot_be_sent_takes_no_other_with_it(pair: Pair) -> None:
+    """What JSON does not know is told as text, or in the log."""
+    harness, _ = pair
+    harness.run("w", "tell_the_unsayable")
+    assert harness.until_left("w")["reason"] == "Completed"
+    assert [e["kind"] for _, e in sorted(harness.events["w"].items())] == ["before", "log", "text", "after"]
+    assert "could not be sent" in harness.lines("w")[0]
+
+
 def test_a_frozen_worker_shows_by_the_age_of_its_step(pair: Pair) -> None:
     """A stopped process is not lost, but its last step grows old, and a dump says what the kernel says of it."""
     harness, _ = pair
@@ -368,6 +388,7 @@ def test_workers_go_on_while_the_coordinator_is_away(tmp_path: Path) -> None:
         second.wish(stop=True)
         assert second.until_left("a")["reason"] == "Stopped"
         second.say({"kind": "bye"})
+        second.until(lambda: second.connections[0].closed)
         second.close()
 
 
@@ -408,6 +429,31 @@ def test_when_the_time_that_sigterm_gives_is_over_everything_ends() -> None:
         (node,) = agents.nodes.values()
         node.process.terminate()
         assert node.process.wait(30) == 143
+
+
+def test_a_notice_is_told_again_to_a_later_coordinator_until_it_is_withdrawn(tmp_path: Path) -> None:
+    """What a source shows is told at once; who comes later hears what stands, and when it no longer does."""
+    file = tmp_path / "notices.json"
+    with one_agent(folder=tmp_path, notices=f"file:{file}") as (harness, _):
+        aside = tmp_path / "aside"
+        aside.write_text('{"kind": "drain"}')
+        aside.replace(file)
+        (message,) = harness.until(lambda: harness.of_kind("notice"))
+        assert (message["notice"]["kind"], message["notice"]["node"]) == ("drain", "node-0")
+        harness.go_away()
+        harness.listen()
+        (tmp_path / "coordinator").write_text("{} {}\n".format(*harness.address))
+        harness.until(lambda: len(harness.of_kind("notice")) == 2)
+        file.unlink()
+        assert harness.until(lambda: len(harness.of_kind("notice")) == 3 and harness.of_kind("notice")[2])["notice"][
+            "withdrawn"
+        ]
+        harness.go_away()
+        harness.listen()
+        (tmp_path / "coordinator").write_text("{} {}\n".format(*harness.address))
+        harness.until_connected()
+        harness.until(lambda: len(harness.of_kind("beat")) > 3)
+        assert len(harness.of_kind("notice")) == 3
 
 
 # --- memory and leaks ------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, SystemClock
 from orchestrator.domain.notices import Notice, NoticeKind
+from orchestrator.platforms import notices
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.births import LEAVE_SECONDS, Births, Process, Upbringing
 from orchestrator.platforms.engines.native.messages import FORMING, READY, RUNNING, Address
@@ -79,6 +80,8 @@ class AgentConfig:
     """Or: a file that holds `host port`, read before each try, for a coordinator that comes back elsewhere."""
     orphan_seconds: float = ORPHAN_SECONDS
     term_grace_seconds: float = TERM_GRACE_SECONDS
+    notices: str = ""
+    """Which sources of notices are watched (see orchestrator.platforms.notices)."""
     gpus: bool = False
     """Workers use GPUs: each is a fresh process, and has left only when it is gone, for its memory must be free."""
 
@@ -139,6 +142,7 @@ class Agent:
         self._wishes = {"checkpoint": 0, "stop": False, "checkpoint_every_seconds": None}
         self._regroup = 0
         self._aborted = 0
+        self._generation = 0
         self._notices: dict[str, Mapping[str, Any]] = {}
         self._tickets: list[tuple[int, int]] = []
         self._changed = False
@@ -173,7 +177,7 @@ class Agent:
         self._post(self._terminated)
 
     def notice(self, document: Mapping[str, Any]) -> None:
-        """Something warned of the end of a node (see orchestrator.domain.notices)."""
+        """Something warned of the end of a node (see orchestrator.domain.notices), or, with `withdrawn`, no longer does."""
         self._post(lambda: self._noticed(document))
 
     def _post(self, call: Callable[[], None]) -> None:
@@ -252,6 +256,7 @@ class Agent:
                 "host": self._config.host,
                 "address": list(self._memory.address),
                 "slots": self._config.slots,
+                "generation": self._generation,
                 "members": [worker.member(now_ns) for worker in self._workers.values() if worker.farewell is None],
             }
         )
@@ -329,6 +334,7 @@ class Agent:
         if worker.generation:
             return  # a plan never changes
         worker.generation, worker.rank, worker.world_size = generation, message["rank"], message["world_size"]
+        self._generation = max(self._generation, generation)
         self._changed = True
         if generation <= self._aborted:
             worker.end(f"generation {generation} was given up")
@@ -373,11 +379,15 @@ class Agent:
             case "event":
                 worker.outbox.add(message["event"])
             case "state":
-                if message["state"] in (READY, RUNNING):
-                    worker.state = message["state"]
+                if message["state"] == READY and not worker.generation:
+                    worker.state = READY
                     self._changed = True
             case "progress":
-                worker.step, worker.step_at_ns = message["step"], message["at_ns"]
+                if message["step"] is not None:
+                    worker.step, worker.step_at_ns = message["step"], message["at_ns"]
+                if worker.state == FORMING:
+                    worker.state = RUNNING
+                    self._changed = True
             case "left":
                 worker.leaves({key: message.get(key) for key in ("reason", "message", "collateral", "result")})
                 self._changed = True
@@ -489,7 +499,11 @@ class Agent:
     def _noticed(self, document: Mapping[str, Any]) -> None:
         """Told now and, while it stands, to every later coordinator: one for a source and node."""
         message = {"kind": "notice", "notice": dict(document)}
-        self._notices[f"{document['source']} {document['node']}"] = message
+        key = f"{document['source']} {document['node']}"
+        if document.get("withdrawn"):
+            self._notices.pop(key, None)
+        else:
+            self._notices[key] = message
         self._uplink.send(message)
 
     def _terminated(self) -> None:
@@ -558,11 +572,13 @@ def main() -> int:
         sys.stderr.write(f"agent {config.agent}: {line}\n")
         sys.stderr.flush()
 
+    environ = dict(os.environ)  # noqa: TID251 - the edge of the agent's process
     agent = Agent(
         config,
         coordinator_of(config),
         ShardStore(config.host, config.token, clock),
-        environ=dict(os.environ),  # noqa: TID251 - the edge of the agent's process
+        environ=environ,
+        watch=notices.for_agent(config.notices, config.node, environ, clock),
         clock=clock,
         say=say,
     )

@@ -36,7 +36,7 @@ from orchestrator.domain.clock import Clock, SystemClock
 from orchestrator.platforms.engines.base import Wishes
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.memory import Memory
-from orchestrator.platforms.engines.native.messages import FORMING, READY, RUNNING, WARMING, Frames, encode
+from orchestrator.platforms.engines.native.messages import FORMING, READY, WARMING, Frames, encode
 from orchestrator.platforms.engines.rank import classify, output_heard, prepare
 
 PULSE_SECONDS = 0.5
@@ -73,7 +73,6 @@ class AgentLink:
         self._out = bytearray()
         self._wishes = Wishes()
         self._next_plan: Mapping[str, Any] | None = None
-        self._runs = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         line.setblocking(False)
         self._thread = threading.Thread(target=self._talk, name="link", daemon=True)
@@ -82,14 +81,17 @@ class AgentLink:
     # --- the link of the worker loop ---
 
     def send(self, event: Mapping[str, Any]) -> None:
-        """`step` and `running` events also say that this worker makes progress; a `running` event goes no further than
-        the agent."""
+        """A `step` event also says that this worker makes progress; a `running` event says only that."""
         kind = event.get("kind")
         if kind in ("step", "running"):
-            self._progress(event.get("step"))
+            self.progress(event.get("step"))
             if kind == "running":
                 return
         self._tell({"kind": "event", "event": event})
+
+    def progress(self, step: int | None) -> None:
+        """This rank has finished `step`; None: it has none to tell of, but runs. The coordinator judges hangs by it."""
+        self._tell({"kind": "progress", "step": step, "at_ns": self._clock.monotonic_ns()})
 
     def say(self, lines: Sequence[str]) -> None:
         """Log lines; they travel together as `log` events, once the worker has its rank."""
@@ -136,13 +138,6 @@ class AgentLink:
         with self._changed:
             self._queue.append(message)
         self._nudge()
-
-    def _progress(self, step: Any) -> None:
-        if not self._runs:
-            self._runs = True
-            self.tell_state(RUNNING)
-        if isinstance(step, int):
-            self._tell({"kind": "progress", "step": step, "at_ns": self._clock.monotonic_ns()})
 
     def _nudge(self) -> None:
         os.eventfd_write(self._wake, 1)

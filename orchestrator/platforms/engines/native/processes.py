@@ -65,8 +65,10 @@ class LocalAgents:
         folder: Path | None = None,
         orphan_seconds: float = 600.0,
         term_grace_seconds: float = 25.0,
+        notices: str = "",
     ) -> None:
-        """`slots`: of each node. `environ`: what agents and workers begin with."""
+        """`slots`: of each node. `environ`: what agents and workers begin with. `notices`: the sources that agents watch,
+        as orchestrator.platforms.notices.choose takes them; `{node}` in it becomes the node's name."""
         self._environ = environ
         self._slots = slots
         self._host = host
@@ -74,6 +76,7 @@ class LocalAgents:
         self._file = None if folder is None else folder / "coordinator"
         self._orphan_seconds = orphan_seconds
         self._term_grace_seconds = term_grace_seconds
+        self._notices = notices
         self._lock = threading.Lock()
         self._address: Address | None = None
         self._token = ""
@@ -97,7 +100,7 @@ class LocalAgents:
             name = f"node-{self._started}"
             self._started += 1
             config = AgentConfig(
-                agent=f"agent-{name}",
+                agent=agent_name(name),
                 node=name,
                 host=self._host,
                 slots=slots,
@@ -106,6 +109,7 @@ class LocalAgents:
                 coordinator_file=None if self._file is None else str(self._file),
                 orphan_seconds=self._orphan_seconds,
                 term_grace_seconds=self._term_grace_seconds,
+                notices=self._notices.replace("{node}", name),
                 gpus=self._gpus,
             )
             process = subprocess.Popen(
@@ -126,6 +130,13 @@ class LocalAgents:
         size = max(1, self._slots[-1])
         while not self._stopped and sum(node.slots for node in self.nodes.values() if node.alive) < slots:
             self.add(size)
+
+    def dismiss(self, agent: str, why: str) -> None:
+        """End an agent that does not answer, and all that is its."""
+        with self._lock:
+            found = [node for node in self.nodes.values() if agent == agent_name(node.name)]
+        for node in found:
+            node.kill()
 
     def stop(self) -> None:
         """Wait until the agents, which were told to end, are gone with all that is theirs; kill what does not go."""
@@ -149,6 +160,10 @@ class LocalAgents:
             aside = self._file.with_suffix(".partial")
             aside.write_text(f"{address[0]} {address[1]}\n")
             aside.replace(self._file)
+
+
+def agent_name(node: str) -> str:
+    return f"agent-{node}"
 
 
 def family_of(pid: int) -> list[psutil.Process]:
