@@ -46,6 +46,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "cost": "show what a job has cost, and what for",
         "prices": "show the prices in force, or check a price file",
     },
+    "Spot markets": {
+        "replay": "run a job here while a recorded spot market gives and takes its machines",
+    },
     "This machine": {
         "server": "start, stop or look at the controller of this machine",
         "doctor": "look for what would keep jobs from running, and say how to mend it",

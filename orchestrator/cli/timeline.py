@@ -129,7 +129,7 @@ def _head(replayed: Replayed) -> Iterator[str]:
     hours = replayed.replay.trace.seconds / 3600
     line = (
         f"{hours:.3g} h of market in {replayed.seconds / 60:.1f} min; {len(replayed.machines)} machines, {replayed.losses} "
-        f"taken away; {len(moved)} transitions; {replayed.record.state.step:,} steps; useful {useful} of the warm machines' time"
+        f"taken away; {len(moved)} transition{'' if len(moved) == 1 else 's'}; {replayed.record.state.step:,} steps; useful {useful} of the warm machines' time"
     )
     yield f'<text x="{LEFT}" y="26" font-size="18" font-weight="600">{escape(title)}</text>'
     yield f'<text x="{LEFT}" y="46" class="soft">{escape(line)}</text>'
