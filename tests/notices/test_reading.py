@@ -97,7 +97,7 @@ def test_an_action_with_an_unreadable_time_is_still_one() -> None:
     ],
 )
 def test_deadlines_are_put_on_our_clock(date: str | None, expected_seconds: int) -> None:
-    """When the server's clock differs from ours by two seconds or more, what is left of the window counts, rounded down."""
+    """When the server's clock differs from ours by more than two seconds, what is left of the window counts, rounded down."""
     now = SEP_18 - seconds(120)
     view = read_action(answer({"action": "terminate", "time": "2026-09-18T08:22:00Z"}, now, date))
     assert view["instance-action"].deadline_ns == now + seconds(expected_seconds)
