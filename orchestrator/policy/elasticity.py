@@ -7,12 +7,18 @@ used); `hear` takes the events from which the answers are learned. What was answ
 Two clocks: `now_ns` is monotonic, the engine's; `at_ns` in events is the workers' wall clock and only differences between events of
 one world are taken.
 
-A pause must be announced before it begins, by an event `{"kind": "pause", "pause": "evaluation" | "checkpoint" | "data"}` of
-rank 0. Without it a pause longer than the limit looks like a hang.
+A pause must be announced before it begins, by an event `{"kind": "pause", "pause": ...}` of rank 0 with a value of `Pause`.
+Without it a pause longer than the limit looks like a hang.
+
+Growing counts workers (`by_workers`), unless the caller asks for measured speed: who writes `max: 4` wants four, and several
+workers on one machine, for practice, would never be seen to be faster than one.
+
+Events may come from users' own loops: what lacks a field or has another type in it is let be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -40,7 +46,7 @@ class Elasticity:
         allowed: Sequence[int],
         *,
         ranks_per_worker: int = 1,
-        by_workers: bool = False,
+        by_workers: bool = True,
         observed: Mapping[CapacityType, Observed] | None = None,
         capacity_of: Callable[[str], CapacityType] = lambda node: CapacityType.ON_DEMAND,
         margin_seconds: float = MARGIN_SECONDS,
@@ -77,7 +83,8 @@ class Elasticity:
             case "world_lost":
                 self._lost(now_ns, event)
             case "plan":
-                self._total_steps = event.get("total_steps")
+                total = _number(event, "total_steps")
+                self._total_steps = None if total is None else int(total)
             case "step":
                 self._step(now_ns, event)
             case "pause":
@@ -85,7 +92,7 @@ class Elasticity:
                 if pause is not None:
                     self.hangs.expect(pause)
             case "replication":
-                self._publishing.observe(float(event.get("seconds") or 0.0))
+                self._publishing.observe(_number(event, "seconds") or 0.0)
 
     def nodes(self, slots: Mapping[str, int], needed: int) -> None:
         """The nodes that there are, each with its slots, and how many workers the gang has to have at least."""
@@ -107,7 +114,8 @@ class Elasticity:
         self._workers, self._world_ns, self._step_at_ns = workers, now_ns, None
 
     def _lost(self, now_ns: int, event: Mapping[str, Any]) -> None:
-        stood = max(0, int(event.get("at_ns") or 0) - int(event.get("began_ns") or 0)) if event.get("began_ns") else 0
+        at_ns, began_ns = _number(event, "at_ns"), _number(event, "began_ns")
+        stood = 0 if at_ns is None or began_ns is None else max(0, int(at_ns) - int(began_ns))
         if self._stood_since_ns is None:  # a world that was lost before its first step makes the same pause longer
             self._stood_since_ns = now_ns - stood
             self._by_choice = True
@@ -120,17 +128,17 @@ class Elasticity:
             self.sense.interrupted(now_ns, CapacityType.SPOT if CapacityType.SPOT in kinds else kinds.pop())
 
     def _step(self, now_ns: int, event: Mapping[str, Any]) -> None:
-        own, at_ns = float(event.get("seconds") or 0.0), event.get("at_ns")
-        took = own
-        if self._step_at_ns is not None and isinstance(at_ns, int):
-            took = max(own, (at_ns - self._step_at_ns) / NANOSECONDS_PER_SECOND)
+        own, step, at_ns = _number(event, "seconds"), _number(event, "step"), _number(event, "at_ns")
+        took = max(0.0, own or 0.0)
+        if self._step_at_ns is not None and at_ns is not None:
+            took = max(took, (at_ns - self._step_at_ns) / NANOSECONDS_PER_SECOND)
         elif self._world_ns is not None:
-            took = max(own, (now_ns - self._world_ns) / NANOSECONDS_PER_SECOND)
+            took = max(took, (now_ns - self._world_ns) / NANOSECONDS_PER_SECOND)
         self.hangs.observe(took)
-        left = None if self._total_steps is None else max(0, self._total_steps - int(event["step"]))
+        left = max(0, self._total_steps - int(step)) if self._total_steps is not None and step is not None else None
         if self._stood_since_ns is None:
-            self.sense.step(now_ns, self._workers, own, left)
-            self._steps = [*self._steps[1 - STEPS_REMEMBERED :], own]
+            self.sense.step(now_ns, self._workers, own or took, left)
+            self._steps = [*self._steps[1 - STEPS_REMEMBERED :], own or took]
         else:
             dead = (now_ns - self._stood_since_ns) / NANOSECONDS_PER_SECOND
             if self._by_choice:  # the step itself was work; after a loss it was done before
@@ -138,7 +146,7 @@ class Elasticity:
             else:
                 self.sense.lost(dead)
             self._stood_since_ns = None
-        self._step_at_ns = at_ns if isinstance(at_ns, int) else None
+        self._step_at_ns = None if at_ns is None else int(at_ns)
 
     # --- what is asked -----------------------------------------------------------------------------------------------
 
@@ -178,3 +186,9 @@ class Elasticity:
         """Something happened at a node."""
         others = len(self._slots.keys() | self._nodes | {node})
         self.reasons["quarantine"] = self.quarantine.fault(now_ns, node, reason, others).reason
+
+
+def _number(event: Mapping[str, Any], name: str) -> float | int | None:
+    value = event.get(name)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if usable else None

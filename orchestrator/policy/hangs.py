@@ -11,7 +11,7 @@ hardly moves with single outliers. While few steps are known it is 10 times the 
 limit and came after all makes twice its length the limit for two thousand steps: what was survived once is no hang the next time.
 
 Pauses that a rank knows of are announced: the first step of a world (compiling, filling caches), an evaluation, a checkpoint that
-holds up the step, waiting for data. Steps with one do not count as steps; what they took beyond an ordinary step teaches the
+holds up the step, waiting for data, what comes after the last step. Steps with one do not count as steps; what they took beyond an ordinary step teaches the
 allowance of that pause: 5 times the longest of the newest, at least 10 s, and until one was measured minutes.
 
 A straggler. All ranks of a gang wait for the slowest, so the step's length tells nothing; compute time does. A rank is slow
@@ -57,6 +57,8 @@ class Pause(StrEnum):
     EVALUATION = "evaluation"
     CHECKPOINT = "checkpoint"
     DATA = "data"
+    FINISH = "finish"
+    """After the last step: a test, the model's folder."""
 
 
 UNMEASURED: Mapping[Pause, float] = {
@@ -64,6 +66,7 @@ UNMEASURED: Mapping[Pause, float] = {
     Pause.EVALUATION: 900.0,
     Pause.CHECKPOINT: 300.0,
     Pause.DATA: 300.0,
+    Pause.FINISH: 3_600.0,
 }
 """Seconds that are allowed for a pause before one of its kind was measured."""
 

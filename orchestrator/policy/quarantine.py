@@ -2,7 +2,7 @@
 
 Only faults that may be the node's own count: a worker that died there while the node stayed, one that hung, one that is slow,
 a standby that could not be made. A machine that the market took, an error of the job's code and a lack of memory for the job's
-batch do not. Nor does what strikes everybody: a node is put away when its faults, each halved every hour, weigh 1.5 more than
+batch do not. Nor does what strikes everybody: a node is put away when its faults, each halved every hour, weigh 2.5 more than
 twice the median of the other nodes.
 
 The first time is a minute, and doubles with each time before it; those are halved every six hours. So a node that
@@ -44,7 +44,7 @@ class Fault(StrEnum):
 
 
 _WEIGHTS = {Fault.WORKER_LOST: 1.0, Fault.HUNG: 1.0, Fault.STANDBY_FAILED: 1.0, Fault.SLOW: 0.5}
-ENOUGH = 1.5
+ENOUGH = 2.5
 MORE_THAN_OTHERS = 2.0
 FAULT_HALF_LIFE_SECONDS = 3_600.0
 FIRST_SECONDS = 60.0

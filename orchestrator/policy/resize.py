@@ -18,10 +18,10 @@ end of the work, is
 where k' is the size after k lost one machine: gain at s(k) - 1, for as long as k lasts, less b for each interruption that only
 the machines that joined bring, after which what is left of the growth goes on being worth something. (The end of the work is
 taken as one more random moment, with mean T / s(k).) Growth counts only if no interruption falls into the pause itself, so
-A(k) is multiplied by exp(-l(k) a), and A(k') by exp(-l(k') b). The gang may grow to a k with A(k) > a; of several it takes
-the one that gets most done in the long run, with s(k) exp(-l(k) b) largest (pauses that begin anew when they are interrupted
-leave exp(-l b) of the time). A falls with hazard and with b, so growing never begins because machines went more often or
-transitions got dearer.
+A(k) is multiplied by exp(-l(k) a), and A(k') by exp(-l(k') b). The gang may grow to a k with A(k) > a that is at least 2 %
+faster; of several it takes the one that gets most done in the long run, with s(k) exp(-l(k) b) largest (pauses that begin anew
+when they are interrupted leave exp(-l b) of the time). A falls with hazard and with b, so growing never begins because
+machines went more often or transitions got dearer.
 
 Hysteresis. Nothing shrinks by choice, so a round trip needs a loss, and each growth has been worth its a beforehand. After any
 change a growth waits DWELL times a, so at most one part in DWELL + 1 of the time goes to growing, whatever the estimates.
@@ -48,6 +48,8 @@ from orchestrator.policy.durations import Durations, Span, seconds
 from orchestrator.policy.hazard import PRIORS, Observed, exposure_hours, hazard
 from orchestrator.policy.speed import Speed
 
+NOTICEABLE = 0.02
+"""Relative gain in speed; a smaller one is within what measurements scatter by."""
 DWELL = 1.0
 """Times the cost of joining, between a change and a growth."""
 LONGEST_WAIT_SECONDS = 60.0
@@ -120,7 +122,8 @@ def decide(situation: Situation) -> Verdict:
     worth = advantages(situation, present)
     cost = situation.joining.mean
     worth = {size: _survives(situation, size, cost) * value for size, value in worth.items()}
-    paying = [size for size in larger if worth[size] > cost]
+    noticeable = (1 + NOTICEABLE) * situation.speeds[present]
+    paying = [size for size in larger if worth[size] > cost and situation.speeds[size] >= noticeable]
     best = max(paying or larger, key=lambda size: _in_the_long_run(situation, size))
     told = _told(situation, best, worth[best])
     if not paying:
@@ -312,8 +315,9 @@ class ResizeSense:
         sizes = {*self._allowed, *([present] if present > 0 else [])}
         speeds = self._speed.at(now_ns, sizes)
         left = None
-        if self._steps_left is not None and present > 0 and self._speed.measured(present):
-            left = self._steps_left / speeds[present]
+        typical = self._speed.typical_seconds(present)
+        if self._steps_left is not None and typical is not None:
+            left = self._steps_left * typical
         return Situation(
             present=present,
             available=possible,

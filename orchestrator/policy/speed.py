@@ -40,7 +40,7 @@ class Speed:
     """Steps a second over numbers of workers."""
 
     def __init__(self, *, by_workers: bool = False) -> None:
-        """`by_workers`: speed is taken to be the number of workers and steps are not looked at. For who counts useful
+        """`by_workers`: speed is taken to be the number of workers, whatever the steps say. For who counts useful
         worker-seconds, or runs several workers on one machine's cores for practice."""
         self._by_workers = by_workers
         self._seen: dict[int, _Seen] = {}
@@ -72,9 +72,9 @@ class Speed:
             speeds[size] = (weight + MODEL_WEIGHT) / (weight * medians.get(size, 0.0) + MODEL_WEIGHT * expected)
         return speeds
 
-    def measured(self, size: int) -> bool:
-        """Whether steps of this size were seen, or need not be."""
-        return self._by_workers or size in self._seen
+    def typical_seconds(self, size: int) -> float | None:
+        """The median of the newest steps of this size; None: none was seen."""
+        return median(self._seen[size].seconds) if size in self._seen else None
 
 
 def _fit(medians: Mapping[int, float], weights: Mapping[int, float]) -> tuple[float, float]:

@@ -137,15 +137,43 @@ def test_how_long_before_a_deadline_a_node_is_left_is_learned() -> None:
 
 
 def test_a_bad_node_is_not_used_unless_it_must_be() -> None:
-    """Two deaths there put it away; with too few slots elsewhere it is used, and the reason says so."""
+    """Three deaths there put it away; with too few slots elsewhere it is used, and the reason says so."""
     played = Played()
     played.policy.nodes({"a": 1, "b": 1, "c": 1}, 2)
-    for _ in range(2):
+    for _ in range(3):
         played.policy.fault("b", "WorkerLost", played.now_ns)
-    assert played.policy.reasons["quarantine"] == "b is not used for 1 min: WorkerLost 2 times"
+    assert played.policy.reasons["quarantine"] == "b is not used for 1 min: WorkerLost 3 times"
     assert not played.policy.usable("b", played.now_ns)
     assert played.policy.usable("a", played.now_ns)
     played.policy.nodes({"a": 1, "b": 1}, 2)
     assert played.policy.usable("b", played.now_ns)
     assert "used though in quarantine" in played.policy.reasons["quarantine"]
     assert played.policy.usable("b", played.now_ns + 61 * SECOND)
+
+
+def test_growing_counts_workers_unless_measured_speed_is_asked_for() -> None:
+    """Steps that take as long with three as with two: by workers it grows all the same, by measured speed it does not."""
+    for by_workers in (True, False):
+        played = Played(by_workers=by_workers)
+        for nodes in (("a", "b"), ("a", "b", "c"), ("a", "b")):
+            played.world(*nodes)
+            played.steps(100, 0.2)
+        assert played.policy.worth_growing(played.now_ns, 2, 3) is by_workers
+
+
+def test_events_of_users_loops_do_no_harm() -> None:
+    """Fields that are missing or of another type are let be; the next good step counts."""
+    played = Played()
+    played.world("a", "b")
+    for event in (
+        {},
+        {"step": "x", "seconds": None},
+        {"step": True, "seconds": float("nan")},
+        {"seconds": -1, "at_ns": "now"},
+    ):
+        played.policy.hear(played.now_ns, {"kind": "step", **event})
+    for kind in ("plan", "pause", "replication", "world_lost"):
+        played.policy.hear(played.now_ns, {"kind": kind})
+    played.policy.hear(played.now_ns, {"no": "kind"})
+    played.steps(40, 0.2)
+    assert played.policy.hang_limit_ns() == 3 * SECOND
