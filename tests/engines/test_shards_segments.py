@@ -123,7 +123,7 @@ def test_a_writer_stopped_while_it_lays_out_the_memory_has_published_nothing() -
     assert opened == {False, True}
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_mixture_of_an_old_and_a_new_record_is_seen_as_nothing(data: st.DataObject) -> None:
     """A record of which only some bytes have been written is not taken for a shard."""
