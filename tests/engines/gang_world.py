@@ -33,6 +33,8 @@ QUICK = Limits(
     suspect_ns=3 * SECOND,
     start_ns=60 * SECOND,
     patience_ns=60 * SECOND,
+    adopt_ns=SECOND,
+    missing_ns=1_500 * MILLISECOND,
 )
 STEP_NS = 200 * MILLISECOND
 ShardKey = tuple[int, int, int, int]  # generation, world size, step, rank
@@ -265,7 +267,16 @@ class Cluster:
                 if w.alive
             )
             self.known_gone -= {beat.worker for beat in beats}
-            said = m.Hello("token", agent.agent, agent.node, f"host-{agent.node}", agent.address, agent.slots, beats, agent.generation)
+            said = m.Hello(
+                "token",
+                agent.agent,
+                agent.node,
+                f"host-{agent.node}",
+                agent.address,
+                agent.slots,
+                beats,
+                agent.generation,
+            )
             self.feed(self.gang.joined(said, self.now_ns))
 
         self._up(agent, hello)

@@ -220,7 +220,7 @@ def test_what_an_older_generation_says_changes_nothing() -> None:
     before = (gang.state, gang.generation, gang.world)
     for worker in old[:2]:
         agent = next(iter(cluster.agents))
-        stale = [
+        stale: list[Any] = [
             m.Left(worker, 1, "ApplicationError", "long ago"),
             m.Left(worker, 1, "Completed", result={"reason": "Completed"}),
             m.Beat((m.WorkerBeat(worker, m.RUNNING, 1, 99, 10**12),)),

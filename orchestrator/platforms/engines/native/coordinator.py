@@ -198,14 +198,17 @@ class Coordinator:
             notice = Notice.from_document(document)
         except ValueError:
             return  # an agent of another version knows a kind that we do not; nothing can be made of it
-        if document.get("withdrawn"):
-            self._notices = {one for one in self._notices if (one.source, one.node) != (notice.source, notice.node)}
+        withdrawn = bool(document.get("withdrawn"))
+        standing = {one for one in self._notices if (one.source, one.node) != (notice.source, notice.node)}
+        if standing == self._notices if withdrawn else notice in self._notices:
+            return  # told again after a connection was lost
+        self._notices = standing if withdrawn else standing | {notice}
+        told = notice.to_document()
+        event = {**told, "kind": "notice", "notice": told, "withdrawn": withdrawn, "at_ns": self._clock.now_ns()}
+        self._tell_listener([event])
+        if withdrawn:
             self._obey(self._gang.withdrawn(notice.source, notice.node, now_ns))
             return
-        if notice in self._notices:
-            return  # told again after a connection was lost
-        self._notices.add(notice)
-        self._tell_listener([{"kind": "notice", **notice.to_document(), "at_ns": self._clock.now_ns()}])
         remaining = notice.remaining_seconds(self._clock.now_ns())
         deadline_ns = None if remaining is None else now_ns + round(remaining * NANOSECONDS_PER_SECOND)
         kind = notice.kind
@@ -284,7 +287,7 @@ class Coordinator:
         wished = wished._replace(checkpoint=wished.checkpoint + self._saves)
         if wished.stop and not self._wishes.stop:
             self._obey(self._gang.stopping(now_ns))
-        if self._board.size and self._board.size != self._gang.target:
+        if self._board.size and self._board.size != self._gang.sizing.target:
             self._obey(self._gang.resize(self._board.size, now_ns))
         if wished != self._wishes:
             self._wishes = wished

@@ -18,8 +18,9 @@ again; for the gang that world is over, and its members are ended as soon as the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
+from typing import Any
 
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import causes, sources
@@ -30,7 +31,6 @@ from orchestrator.platforms.engines.native.messages import (
     LEFT,
     READY,
     RUNNING,
-    WARMING,
     Abort,
     AskInventory,
     Beat,
@@ -47,7 +47,17 @@ from orchestrator.platforms.engines.native.messages import (
     ToAgent,
     WorkerBeat,
 )
-from orchestrator.platforms.engines.native.roster import AgentSeen, Member, Roster, Worker, World, places, replica_of
+from orchestrator.platforms.engines.native.roster import (
+    AgentSeen,
+    Member,
+    Roster,
+    Worker,
+    World,
+    places,
+    replica_of,
+    slot_name,
+)
+from orchestrator.platforms.engines.native.sizing import Change, LastSave, Sizing
 from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, Judgements, Limits, Terms
 from orchestrator.platforms.engines.native.warnings import Warnings
 
@@ -63,7 +73,7 @@ class State(Enum):
 
 
 _WITH_WORLD = (State.FORMING, State.STEADY, State.REGROUPING)
-_BY_THEMSELVES = ("Resized", "its ranks left by themselves")
+_BY_THEMSELVES = Change("Resized", "its ranks left by themselves")
 
 
 class Gang:
@@ -90,17 +100,15 @@ class Gang:
         self.state = State.WAITING
         self.generation = 0
         self.world: World | None = None
-        self.target = target or terms.sizes[-1]
         self.warnings = Warnings(self.limits, self.judgements)
         self.roster = Roster(terms, self.limits, self.judgements, self.warnings, prefix)
+        self.sizing = Sizing(terms, self.limits, self.judgements, self.roster, self.warnings, target or terms.sizes[-1])
         self._memories = sources.Memories()
         self._hangs = HangWatch(self.limits.dump_ns)
         self._commands: list[Command] = []
         self._now_ns = now_ns
         self._since_ns = now_ns
         """When the present state began."""
-        self._fits_since_ns: int | None = None
-        """Since when a smallest world would have room, while none is planned."""
         self._before: tuple[Member, ...] = ()
         """The members of the last world, in rank order."""
         self._told: list[Cause] = []
@@ -114,7 +122,7 @@ class Gang:
         self._saved_for: frozenset[str] = frozenset()
         self._wanted = 0
         self._fruitless = 0
-        self._last_fault = "rank 0 left without a result"
+        self._last_fault = (WORKER_LOST, "rank 0 left without a result")
         self._ever_ready = False
         self._failures: list[Left] = []
         self._adopting = adopt
@@ -140,6 +148,8 @@ class Gang:
             self._take_over(agent, beat, untouched)
         self.generation = max(self.generation, hello.generation)
         self._tell_of_nodes()
+        self._report_slots(agent, "held")
+        self._report_slots(agent, "ready", self.roster.newly_ready(agent))
         if self.state is State.DECIDING:
             self._memories.ask_also(agent.agent)
             self._tell(agent.agent, AskInventory(self._memories.ticket))
@@ -166,6 +176,7 @@ class Gang:
                 for beat in message.workers:
                     self._beat(seen, beat)
                 self._miss_the_unnamed(seen)
+                self._report_slots(seen, "ready", self.roster.newly_ready(seen))
             case Left():
                 self._left(seen, message)
             case Inventory():
@@ -193,7 +204,7 @@ class Gang:
     def resize(self, workers: int, now_ns: int) -> list[Command]:
         """So many workers are wished for from now on."""
         self._wake(now_ns)
-        self.target = workers
+        self.sizing.target = workers
         return self._go_on()
 
     def stopping(self, now_ns: int) -> list[Command]:
@@ -279,7 +290,7 @@ class Gang:
                 self._enter(State.REGROUPING)
             if self.state is State.REGROUPING and not self._regroup_told:
                 self._regroup_told = True
-                self._report_lost(*self._why_regroup, began_ns=self._now_ns)
+                self._report_lost(self._why_regroup.reason, self._why_regroup.message, self._now_ns)
             return
         cause = Cause.of(left, member.rank, _who(worker, member))
         self._told.append(cause)
@@ -305,6 +316,7 @@ class Gang:
     def _lose_agent(self, agent: AgentSeen, why: str) -> None:
         del self.roster.agents[agent.agent]
         self._tell_of_nodes()
+        self._report_slots(agent, "released")
         self._memories.lose(agent.agent)
         reason = self._taken(agent.node)
         self.warnings.left(agent.node, agent.agent)
@@ -318,7 +330,7 @@ class Gang:
         if self.state not in _WITH_WORLD:
             return
         if lost or (self.state is State.FORMING and agent.address in world.sources):
-            self.judgements.fault(agent.node, reason, self._now_ns)
+            self.judgements.fault(agent.node, "NodeLost" if reason == WORKER_LOST else reason, self._now_ns)
             what = self._told[-1].sentence() if lost else f"the memory of {agent.host} is gone: {why}"
             self._fault(reason, what, agent.heard_ns, by_agent=True)
 
@@ -328,7 +340,7 @@ class Gang:
         """The world is over, against our will. `by_agent`: not by a fault of its own."""
         world = self.world
         assert world is not None
-        self._last_fault = message
+        self._last_fault = (reason, message)
         if not self.terms.elastic or world.result is not None:  # rank 0 has finished the job
             self._end(None, self.limits.grace_ns if world.result is None else 0)
             return
@@ -378,14 +390,10 @@ class Gang:
 
     def _report_lost(self, reason: str, message: str, began_ns: int) -> None:
         assert self.world is not None
-        event = {
-            "kind": "world_lost",
-            "generation": self.world.generation,
-            "reason": reason,
-            "message": message,
-            "target": self.terms.fit(self.target, self.terms.sizes[-1]),
-        }
-        self._commands.append(Report(event, {"began_ns": began_ns}))
+        event = {"reason": reason, "message": message, "target": self.sizing.goal}
+        self._commands.append(
+            Report({"kind": "world_lost", "generation": self.world.generation, **event}, {"began_ns": began_ns})
+        )
 
     # --- the rules ---------------------------------------------------------------------------------------------------
 
@@ -432,7 +440,7 @@ class Gang:
             return
         waited = self._now_ns - self._since_ns
         text = f"{self.terms.sizes[0]} workers are needed; {self.roster.sentence(self._now_ns)}"
-        if self._good_moment():
+        if self.sizing.good_moment(self._now_ns, first=self.generation == 0):
             self._decide()
         elif self._stopping:
             self._end(Outcome("Stopped", f"stopped with too few workers: {text}"), grace_ns=0)
@@ -454,8 +462,8 @@ class Gang:
             agent = self.roster.agents[worker.agent]
             agent.suspect(self._now_ns + self.limits.suspect_ns)
             del agent.workers[worker.worker]
-        size = self.terms.fit(self.target, self.roster.room(self._now_ns, READY))
-        if size is None or not self._good_moment():
+        size = self.sizing.size(self._now_ns)
+        if size is None or not self.sizing.good_moment(self._now_ns, first=self.generation == 0):
             self._enter(State.WAITING)
         else:
             self._plan(size, source)
@@ -482,10 +490,9 @@ class Gang:
                 replica_of(member, members),
             )
             self._tell(member.agent, plan)
-        workers = [{"worker": m.worker, "rank": m.rank, "host": m.host, "node": m.node} for m in members]
-        event = {"kind": "world", "generation": self.generation, "world_size": len(members), "workers": workers}
-        self._commands.append(Report(event))
-        self._fits_since_ns = None
+        workers = [member.document() for member in members]
+        self._report(kind="world", generation=self.generation, world_size=len(members), workers=workers)
+        self.sizing.planned()
         self._why_regroup, self._regroup_told = _BY_THEMSELVES, False
         self._enter(State.FORMING)
 
@@ -515,25 +522,16 @@ class Gang:
         if self._hangs_here(world) or self._stopped_ones(world):
             return
         self._let_go_of_older_state(world)
-        leaving = self.warnings.leaving(world.nodes, self._now_ns)
-        if leaving and self._now_ns < self.warnings.due_ns(leaving):
-            return
-        now = world.size // self.terms.ranks_per_worker
-        size = self.terms.fit(self.target, self.roster.room(self._now_ns, READY))
         fixed = self._stopping or self._deaf == world.generation or not self.terms.elastic
-        if leaving and (fixed or size is None):
-            self._save_before_the_end(leaving)
-        elif fixed or size is None:
-            return
-        elif leaving:
-            self._regroup(world, "Notice", f"{', '.join(sorted(leaving))}: {self.warnings.sentence(leaving)}")
-        elif size < now and size == self.terms.fit(self.target, now):
-            self._regroup(world, "Resized", f"{size} workers are wished for instead of {now}")
-        elif size > now and self.judgements.worth_growing(self._now_ns, now, size):
-            self._regroup(world, "Joined", f"{now} workers become {size}")
+        change = self.sizing.change(world, self._now_ns, fixed=fixed)
+        if isinstance(change, Change):
+            self._regroup(world, change)
+        elif isinstance(change, LastSave) and not change.nodes <= self._saved_for:
+            self._saved_for |= change.nodes
+            self._commands.append(SaveNow(change.message))
 
-    def _regroup(self, world: World, reason: str, message: str) -> None:
-        self._why_regroup, self._regroup_told = (reason, message), False
+    def _regroup(self, world: World, change: Change) -> None:
+        self._why_regroup, self._regroup_told = change, False
         for agent in sorted({member.agent for member in world.members}):
             self._tell(agent, Regroup(world.generation))
         self._enter(State.REGROUPING)
@@ -570,7 +568,7 @@ class Gang:
         if result is not None and not any(cause.own for cause in self._told):
             value = dict(result.result or {})
             return Outcome(str(value.get("reason", result.reason)), result.message, value)
-        return causes.outcome_of(self._told) if self._told else Outcome(WORKER_LOST, self._last_fault)
+        return causes.outcome_of(self._told) if self._told else Outcome(*self._last_fault)
 
     # --- what the rules ask ------------------------------------------------------------------------------------------
 
@@ -598,8 +596,7 @@ class Gang:
         verdict = self._hangs.look(self.roster.open(world), self.judgements.hang_limit_ns(), self._now_ns)
         if isinstance(verdict, Verdict):
             for worker, stack in verdict.stuck:
-                event = {"kind": "hung", "worker": worker.worker, "rank": worker.rank, "stack": stack}
-                self._commands.append(Report(event))
+                self._report(kind="hung", worker=worker.worker, rank=worker.rank, stack=stack)
             self._suspect(verdict.silent)
             self._fault("Hung", verdict.sentence, self._now_ns - verdict.age_ns)
             return True
@@ -635,25 +632,13 @@ class Gang:
             self._look_pause_ns = min(2 * self._look_pause_ns, 30 * SECOND)
             self._ask_all()
 
-    def _save_before_the_end(self, leaving: frozenset[str]) -> None:
-        """Nodes are going and no world is possible without them: a checkpoint still is, once for each of them."""
-        if not leaving <= self._saved_for:
-            self._saved_for |= leaving
-            self._commands.append(SaveNow(f"{', '.join(sorted(leaving))}: {self.warnings.sentence(leaving)}"))
-
     def _adopt(self) -> None:
         """Take over the world of a coordinator that is no more, as soon as all of its agents are back."""
-        found = {worker.rank: worker for worker in self.roster.workers() if worker.generation == self.generation}
-        found = found if self.generation else {}
-        if len(self._adopted) == 1 and set(found) == set(range(max(self._adopted))):
-            members = []
-            for rank, worker in sorted(found.items()):
-                agent = self.roster.agents[worker.agent]
-                ranks = sorted(other.rank for other in found.values() if other.agent == worker.agent)
-                place = (rank, ranks.index(rank), len(ranks))
-                members.append(Member(worker.worker, agent.agent, agent.node, agent.host, agent.address, *place))
-            self.world = World(self.generation, tuple(members), frozenset(), self._now_ns)
-            self._before = self.world.members
+        alone = max(self._adopted) if len(self._adopted) == 1 else 0
+        members = self.roster.running(self.generation, alone) if alone else None
+        if members is not None:
+            self.world = World(self.generation, members, frozenset(), self._now_ns)
+            self._before = members
             self._adopting, self._ever_ready = False, True
             self._enter(State.FORMING)
         elif self._now_ns - self._since_ns > self.limits.adopt_ns:
@@ -661,25 +646,10 @@ class Gang:
             self._abort("not all of its world came back")
             self._enter(State.WAITING)
 
-    def _good_moment(self) -> bool:
-        """Whether a world should be planned now, out of what is ready."""
-        size = self.terms.fit(self.target, self.roster.room(self._now_ns, READY))
-        if size is None:
-            self._fits_since_ns = None
-            return False
-        if self._fits_since_ns is None:
-            self._fits_since_ns = self._now_ns
-        if size == self.terms.fit(self.target, self.terms.sizes[-1]):
-            return True
-        if self.generation == 0:
-            return self._now_ns - self._fits_since_ns >= self.limits.gather_ns
-        possible = self.terms.fit(self.target, self.roster.room(self._now_ns, READY, WARMING))
-        return possible == size or self._now_ns - self._fits_since_ns >= self.limits.warm_ns
-
     # --- small things ------------------------------------------------------------------------------------------------
 
     def _want(self) -> None:
-        wanted = max(self.target, self.terms.sizes[0]) + self.roster.going_slots(self._now_ns)
+        wanted = self.sizing.wanted(self._now_ns)
         if wanted != self._wanted:
             self._wanted = wanted
             self._commands.append(Want(wanted))
@@ -690,6 +660,14 @@ class Gang:
         if state is State.STEADY:
             self._look_ns, self._look_pause_ns = self._now_ns, SECOND
             self._memories.clear()
+
+    def _report(self, **event: Any) -> None:
+        self._commands.append(Report(event))
+
+    def _report_slots(self, agent: AgentSeen, state: str, names: Iterable[str] | None = None) -> None:
+        """`held`, `ready` for the first time, or `released`; without names all slots of the agent."""
+        for name in (slot_name(agent.agent, number) for number in range(agent.slots)) if names is None else names:
+            self._report(kind="slot", slot=name, state=state, node=agent.node, host=agent.host)
 
     def _tell(self, agent: str, message: ToAgent) -> None:
         self._commands.append(Tell(agent, message))

@@ -229,11 +229,8 @@ def _worker_beat(item: Mapping[str, Any]) -> WorkerBeat:
 
 
 def _shard(item: Mapping[str, Any]) -> Shard:
-    return Shard(
-        *(_number(item, name) for name in ("generation", "world_size", "rank", "step")),
-        bytes=int(item.get("bytes") or 0),
-        own=bool(item.get("own")),
-    )
+    generation, world_size, rank, step = (_number(item, name) for name in ("generation", "world_size", "rank", "step"))
+    return Shard(generation, world_size, rank, step, int(item.get("bytes") or 0), bool(item.get("own")))
 
 
 def _address(value: Any) -> Address:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.platforms.engines.native.causes import SUCCEEDED
 from orchestrator.platforms.engines.native.commands import Tell
@@ -74,6 +75,8 @@ class AgentSeen:
     failed: int = 0
     """Standbys in a row that ended before they were ready."""
     spawn_after_ns: int = 0
+    ready_told: int = 0
+    """Slots of which it was told that a worker was ready there once."""
 
     @classmethod
     def of(cls, hello: Hello, order: int, now_ns: int) -> AgentSeen:
@@ -97,7 +100,7 @@ class AgentSeen:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One rank's place in a world."""
+    """One rank's place in a world. `slot` is the number of its worker on the agent, from 0."""
 
     worker: str
     agent: str
@@ -107,6 +110,24 @@ class Member:
     rank: int
     local_rank: int
     local_world_size: int
+    slot: int
+
+    @property
+    def slot_name(self) -> str:
+        return slot_name(self.agent, self.slot)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "worker": self.worker,
+            "rank": self.rank,
+            "host": self.host,
+            "node": self.node,
+            "slot": self.slot_name,
+        }
+
+
+def slot_name(agent: str, number: int) -> str:
+    return f"{agent}/{number}"
 
 
 @dataclass(slots=True)
@@ -171,9 +192,16 @@ def places(
         raise ValueError(f"no room for {workers} workers: {free} too many")
     flat = [(agent, worker, local, len(own)) for agent, own in chosen for local, worker in enumerate(own)]
     return tuple(
-        Member(worker.worker, agent.agent, agent.node, agent.host, agent.address, rank, local, local_size)
+        _member(agent, worker, rank, local, local_size, ranks_per_worker)
         for rank, (agent, worker, local, local_size) in enumerate(flat)
     )
+
+
+def _member(
+    agent: AgentSeen, worker: Worker, rank: int, local_rank: int, local_size: int, ranks_per_worker: int
+) -> Member:
+    slot = local_rank // ranks_per_worker
+    return Member(worker.worker, agent.agent, agent.node, agent.host, agent.address, rank, local_rank, local_size, slot)
 
 
 def _seniority(before: Sequence[Member]) -> Callable[[AgentSeen], tuple[int, int]]:
@@ -227,6 +255,25 @@ class Roster:
             if worker is not None:
                 found.append(worker)
         return found
+
+    def running(self, generation: int, size: int) -> tuple[Member, ...] | None:
+        """The members of a world that another coordinator planned, when all of them are here."""
+        found = {worker.rank: worker for worker in self.workers() if worker.generation == generation}
+        if set(found) != set(range(size)):
+            return None
+        members = []
+        for rank, worker in sorted(found.items()):
+            agent = self.agents[worker.agent]
+            ranks = sorted(other.rank for other in found.values() if other.agent == worker.agent)
+            members.append(_member(agent, worker, rank, ranks.index(rank), len(ranks), self._ranks))
+        return tuple(members)
+
+    def newly_ready(self, agent: AgentSeen) -> list[str]:
+        """Slots of the agent where workers are ready for the first time."""
+        ready = min(agent.slots, len(agent.standbys(READY)) // self._ranks)
+        names = [slot_name(agent.agent, number) for number in range(agent.ready_told, ready)]
+        agent.ready_told = max(agent.ready_told, ready)
+        return names
 
     def usable(self, now_ns: int) -> list[AgentSeen]:
         """Agents whose slots count: on nodes that nobody leaves, and that are not in quarantine."""

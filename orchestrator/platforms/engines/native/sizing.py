@@ -1,0 +1,93 @@
+"""Which size the next world has, when it is planned, and when a world that runs is changed for another of its own accord."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.platforms.engines.native.messages import READY, WARMING
+from orchestrator.platforms.engines.native.roster import Roster, World
+from orchestrator.platforms.engines.native.terms import Judgements, Limits, Terms
+from orchestrator.platforms.engines.native.warnings import Warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Make another world. `reason` is one of Notice, Joined, Resized."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastSave:
+    """These nodes go, and no world is possible without them: what can be done is to save."""
+
+    nodes: frozenset[str]
+    message: str
+
+
+class Sizing:
+    """See the module. `target`: how many workers are wished for."""
+
+    def __init__(
+        self, terms: Terms, limits: Limits, judgements: Judgements, roster: Roster, warnings: Warnings, target: int
+    ) -> None:
+        self.target = target
+        self._terms = terms
+        self._limits = limits
+        self._judgements = judgements
+        self._roster = roster
+        self._warnings = warnings
+        self._fits_since_ns: int | None = None
+        """Since when a smallest world would have room, while none is planned."""
+
+    @property
+    def goal(self) -> int | None:
+        """The size that it would have with all the room there can be."""
+        return self._terms.fit(self.target, self._terms.sizes[-1])
+
+    def size(self, now_ns: int) -> int | None:
+        """The size for what is ready; None when that is too little for any."""
+        return self._terms.fit(self.target, self._roster.room(now_ns, READY))
+
+    def wanted(self, now_ns: int) -> int:
+        """Slots that are of use, those that are being left counted beside."""
+        return max(self.target, self._terms.sizes[0]) + self._roster.going_slots(now_ns)
+
+    def planned(self) -> None:
+        """A world is there."""
+        self._fits_since_ns = None
+
+    def good_moment(self, now_ns: int, *, first: bool) -> bool:
+        """Whether a world should be planned now. It waits a little for what is warming up: another transition for each
+        standby would cost more. The first world waits longer, and for those that nobody has seen yet."""
+        size = self.size(now_ns)
+        if size is None:
+            self._fits_since_ns = None
+            return False
+        if self._fits_since_ns is None:
+            self._fits_since_ns = now_ns
+        if size == self.goal:
+            return True
+        waited_ns = now_ns - self._fits_since_ns
+        if first:
+            return waited_ns >= self._limits.gather_ns
+        possible = self._terms.fit(self.target, self._roster.room(now_ns, READY, WARMING))
+        return possible == size or waited_ns >= self._limits.warm_ns
+
+    def change(self, world: World, now_ns: int, *, fixed: bool) -> Change | LastSave | None:
+        """What to do about a world that runs well. `fixed`: it cannot be changed."""
+        leaving = self._warnings.leaving(world.nodes, now_ns)
+        if leaving and now_ns < self._warnings.due_ns(leaving):
+            return None
+        now, size = world.size // self._terms.ranks_per_worker, self.size(now_ns)
+        if leaving:
+            message = f"{', '.join(sorted(leaving))}: {self._warnings.sentence(leaving)}"
+            return LastSave(leaving, message) if fixed or size is None else Change("Notice", message)
+        if fixed or size is None:
+            return None
+        if size < now and size == self._terms.fit(self.target, now):
+            return Change("Resized", f"{size} workers are wished for instead of {now}")
+        if size > now and self._judgements.worth_growing(now_ns, now, size):
+            return Change("Joined", f"{now} workers become {size}")
+        return None
