@@ -102,7 +102,7 @@ def play(
                 size = best(len(change.up))
             forced += 1
             form(change.up, size, losing)
-        ask_at = now
+        ask_at = max(now, stands_until)  # a gang that forms is left to form
         until = changes[number + 1].at
         while ask_at is not None and ask_at < until:
             pass_until(max(ask_at, now))

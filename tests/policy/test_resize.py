@@ -159,11 +159,11 @@ def outcomes(
 
 
 @pytest.mark.parametrize(("away", "life"), MARKETS)
-@pytest.mark.parametrize("cost", [1.0, 20.0])
+@pytest.mark.parametrize("cost", [1.0, 5.0, 20.0])
 def test_it_is_never_much_worse_than_always_or_never_growing(away: float, life: float, cost: float) -> None:
-    """Over hazards and costs, with the hazard learned on the way, the work done is at least 94 % of the better rule's."""
+    """Over hazards and costs, with the hazard learned on the way, the work done is at least 97 % of the better rule's."""
     always, never, ours = outcomes(away, life, cost, concave, known=False)
-    assert ours.work >= 0.94 * max(always.work, never.work), "seed 1"
+    assert ours.work >= 0.97 * max(always.work, never.work), "seed 1"
 
 
 @pytest.mark.parametrize(
