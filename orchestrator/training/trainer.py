@@ -15,9 +15,6 @@ import gc
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,13 +26,12 @@ from orchestrator.domain.clock import seconds_between
 from orchestrator.domain.errors import StorageError
 from orchestrator.planning.batch import Batch, BatchDoesNotDivide, divide
 from orchestrator.planning.stage import choose_stage
-from orchestrator.storage import storage_error
 from orchestrator.training import (
     dataset,
     deepspeed_globals,
     fragments,
     importing,
-    models,
+    model_folder,
     presets,
     randomness,
 )
@@ -50,7 +46,7 @@ from orchestrator.training.preparation import Ready, create_model, prepare, spec
 from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import Reporter
 from orchestrator.training.run_state import RANGES, TRAINER_FILE, RunState
-from orchestrator.training.saving import Part, Saver, as_worker_failure, retention, stored, teller
+from orchestrator.training.saving import Part, Saver, retention, stored, teller
 from orchestrator.training.schedule import learning_rate, warmup_steps
 
 LARGER_IS_BETTER = frozenset({"accuracy", "macro-f1"})
@@ -221,6 +217,7 @@ class Trainer:
 
         assignment, peers = self.assignment, self.peers
         identity = [self.prepared.digest(), self.plan.global_batch, self.training.seed, self.shapes]
+        facts = {"task": self.model_spec.task, "precision": self.precision}
         checkpoint = assignment.spec.checkpoint
         self.saver = Saver(
             peers,
@@ -253,7 +250,7 @@ class Trainer:
                     "transformers": transformers.__version__,
                 },
             ),
-            self._model_files(),
+            {} if peers.rank else model_folder.small_files(self.model, self.prepared, facts),
             frozen_once=True,
         )
 
@@ -341,18 +338,6 @@ class Trainer:
         self.progress.step = source.global_steps
         self.progress.samples_seen = self.order.samples_before(source.global_steps)
         return str(source.place)
-
-    def _model_files(self) -> dict[str, bytes]:
-        """What a reader of the weights needs to know beside them: the model's configuration and tokenizer, as files."""
-        if self.peers.rank != 0:
-            return {}
-        with tempfile.TemporaryDirectory() as name:
-            self.model.config.architectures = [type(self.model).__name__]
-            self.model.config.save_pretrained(name)
-            self.prepared.tokenizer.save_pretrained(name)
-            facts = {"task": self.model_spec.task, "precision": self.precision}
-            models.describe(Path(name), self.prepared.labels, facts)
-            return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
 
     # ---- steps
 
@@ -635,37 +620,18 @@ class Trainer:
         }
 
     def _export(self, metrics: dict[str, float]) -> Path:
-        """The model as a transformers folder (`run_dir/model`), written aside and renamed."""
+        """The model as a transformers folder, `run_dir/model`."""
         final = self.assignment.run_dir / "model"
         state = self._whole_weights()
-
-        def write() -> None:
-            partial = final.with_name(f"model.partial-{self.assignment.attempt}")
-            try:
-                for leftover in final.parent.glob("model.partial-*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                self.model.save_pretrained(partial, state_dict=state)
-                self.prepared.tokenizer.save_pretrained(partial)
-                facts = {
-                    "task": self.model_spec.task,
-                    "step": self.progress.step,
-                    "metrics": metrics,
-                    "precision": self.precision,
-                }
-                models.describe(partial, self.prepared.labels, facts)
-                files = storage.LocalFiles()
-                for name in files.tree(partial):
-                    files.sync(partial / name)
-                files.sync(partial)
-                shutil.rmtree(final, ignore_errors=True)
-                os.rename(partial, final)
-                files.sync(final.parent)
-            except OSError as error:
-                raise as_worker_failure(storage_error("write the model to", final, error), error) from error
-            except StorageError as error:
-                raise as_worker_failure(error, error.__cause__) from error
-
-        self.peers.first(write)
+        facts = {
+            "task": self.model_spec.task,
+            "step": self.progress.step,
+            "metrics": metrics,
+            "precision": self.precision,
+        }
+        self.peers.first(
+            lambda: model_folder.replace(final, self.model, state, self.prepared, facts, self.assignment.attempt)
+        )
         return final
 
     def _whole_weights(self) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 from orchestrator.storage import ITEM_BYTES, LocalFiles
 from orchestrator.training import worker
@@ -196,7 +197,7 @@ def rank_of(scenario: Mapping[str, Any], world: Mapping[str, Any], generation: i
         os.dup2(log, 1)
         os.dup2(log, 2)
         if {"break_rehearsal": 1, "rank": rank} in faults:
-            warming._steps = None
+            mock.patch.object(warming, "_steps", None).start()
         warm = None if rank in world.get("cold", ()) else worker.warm(scenario["assignment"], {})
         os.environ.update(
             RANK=str(rank),
@@ -213,13 +214,13 @@ def rank_of(scenario: Mapping[str, Any], world: Mapping[str, Any], generation: i
         source = None if held is None else FileSource(folder, held, broken)
         memory = FileMemory(folder, generation, rank, size, world.get("every", 1), source)
         link = GenerationLink(folder / f"events-{rank}.jsonl", faults, rank, memory)
-        evaluate = trainer.evaluate
+        evaluate = trainer.Trainer._evaluate
 
-        def told(*arguments: Any) -> Any:
+        def told(self: trainer.Trainer, split: str) -> dict[str, float]:
             link.evaluating()
-            return evaluate(*arguments)
+            return evaluate(self, split)
 
-        trainer.evaluate = told
+        mock.patch.object(trainer.Trainer, "_evaluate", told).start()
         with recording(folder / f"ledger-{generation}-{rank}.jsonl"):
             outcome = {"result": worker.run(scenario["assignment"], link, warm), "published": memory.published}
         (folder / f"result-{generation}-{rank}.json").write_text(json.dumps(outcome))
@@ -265,9 +266,9 @@ def play(scenario: Mapping[str, Any], place: int) -> None:
 
 def serve_store(to: int) -> NoReturn:
     """A store in a process of its own, as the engine has it."""
-    import torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.write(to, f"{store.port}\n".encode())
     signal.pause()
     os._exit(0)
