@@ -60,6 +60,12 @@ class Driver:
         self._unwritten: Counter[str] = Counter()
         """Lines that a log could not take, by its name, until it takes lines again."""
 
+    @property
+    def running(self) -> bool:
+        """Whether an attempt runs, or waits for the one before it."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
     def start(self, request: RunRequest) -> None:
         """Start an attempt. One that is running or was run already is left alone; a newer one waits for the older."""
         with self._changed:

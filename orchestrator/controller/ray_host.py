@@ -5,6 +5,9 @@ the same queue (a future's callback). So no public call waits for a driver, and 
 
 A driver is polled with a question that it leaves open until it has something to tell. The next question goes out when
 the controller has journaled the answer, and carries the acknowledgement.
+
+An elastic gang runs on the native engine, whose workers go on without their driver: when such a driver dies, another is
+started for the same attempt, which takes up what runs. A gang of one size runs on Ray Train's and ends with its driver.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import logging
 import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +34,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.controller.driver import Driver, Update
 from orchestrator.controller.hosts import Deliver, Gone, Heard, Room
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, SystemClock
-from orchestrator.platforms.engines.base import Cadence, Events, RunRequest, Wishes
+from orchestrator.platforms.engines.base import Cadence, Engine, Events, RunRequest, Wishes
+from orchestrator.platforms.notices import NotHere, Unreadable
+from orchestrator.platforms.notices.given import ray_draining
 
 log = logging.getLogger(__name__)
 
@@ -45,25 +51,66 @@ LEAVING_SECONDS = 0.3
 ADOPT_SECONDS = 30.0
 ROOM_SECONDS = 5.0
 """How old the known size of the cluster may be."""
+TAKEOVERS = 3
+TAKEOVER_SECONDS = 300.0
+"""A gang whose drivers died so often within this time is given up: it may be what kills them."""
+KEPT_WISHES = ("wish_stop", "wish_size", "wish_cadence")
+RAY_TRAIN, NATIVE = "ray", "native"
+"""Engines by name."""
 
 
 def driver_name(uid: str) -> str:
     return f"driver-{uid}"
 
 
-class DriverActor:
-    """The driver's process. `exchange` is called by the ranks of the gang (see the engine), the rest by the host."""
+def engine_for(request: RunRequest) -> str:
+    """The name of the engine of an attempt."""
+    return NATIVE if request.elastic else RAY_TRAIN
 
-    def __init__(self, run_dir: str) -> None:
+
+def make_engine(name: str, uid: str) -> Engine:
+    """An engine of this process, which must be the job's driver. What runs of the job already is taken up by the native
+    one: its agents know a token, and are told where the new coordinator listens by the driver's name."""
+    if name == RAY_TRAIN:
         from orchestrator.platforms.engines.ray_train import RayTrainEngine
 
+        return RayTrainEngine()
+    from orchestrator.platforms.engines.native import NativeEngine
+    from orchestrator.platforms.engines.native.ray_launcher import RayLauncher, token_of
+
+    clock = SystemClock()
+    token = token_of(uid, NAMESPACE)
+    return NativeEngine(
+        lambda request: RayLauncher(request, driver_name(uid), clock, namespace=NAMESPACE),
+        clock,
+        environ=dict(os.environ),  # noqa: TID251 - the edge: the driver's process is the engine's alone
+        host=ray.util.get_node_ip_address(),
+        token=token,
+        adopt=token is not None,
+    )
+
+
+class DriverActor:
+    """The driver's process. `exchange` is called by the ranks of Ray Train's gang and `native_address` by the agents of the
+    native engine, the rest by the host."""
+
+    def __init__(self, run_dir: str, uid: str, engine: str) -> None:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
-        self._engine = RayTrainEngine()
+        self._engine: Any = make_engine(engine, uid)
         self._driver = Driver(self._engine, SystemClock(), Path(run_dir))
+        self._run_dir = run_dir
+        self._request: RunRequest | None = None
 
     @ray.method(concurrency_group="gang")
     def exchange(self, uid: str, attempt: int, rank: int, first: int, events: Events) -> Wishes:
-        return self._engine.exchange(uid, attempt, rank, first, events)
+        wishes: Wishes = self._engine.exchange(uid, attempt, rank, first, events)
+        return wishes
+
+    @ray.method(concurrency_group="gang")
+    def native_address(self) -> tuple[str, int] | None:
+        """Where the coordinator of the attempt that runs listens; None without one."""
+        address: tuple[str, int] | None = self._engine.address
+        return address
 
     @ray.method(concurrency_group="poll")
     def updates(self, after: int, wait_seconds: float) -> tuple[str, list[Update]]:
@@ -76,7 +123,12 @@ class DriverActor:
         return os.getpid()
 
     def start(self, request: RunRequest) -> None:
+        self._request = request
         self._driver.start(request)
+
+    def started(self) -> tuple[RunRequest | None, str]:
+        """The attempt that runs, and the job's folder: what another driver needs to take over."""
+        return self._request if self._driver.running else None, self._run_dir
 
     def wish_checkpoint(self, attempt: int) -> None:
         self._driver.wish_checkpoint(attempt)
@@ -102,8 +154,15 @@ class _Known:
     handle: Any
     driver_id: str | None
     acknowledged: int
+    request: RunRequest | None = None
+    run_dir: Path | None = None
     asking: bool = False
     delivered: int = 0
+    over: bool = False
+    """The attempt has ended, or was asked to end at once."""
+    wishes: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    """The last of each kind, for a driver that takes over."""
+    takeovers_ns: list[int] = field(default_factory=list)
 
 
 class RayHost:
@@ -134,11 +193,12 @@ class RayHost:
             return None
         try:
             driver_id: str = ray.get(handle.driver_id.remote(), timeout=ADOPT_SECONDS)
+            request, run_dir = ray.get(handle.started.remote(), timeout=ADOPT_SECONDS)
         except RayError as error:
             log.warning("the driver of %s does not answer (%s), so it is ended", uid, _first_line(error))
             self._tasks.put(lambda: self._release(uid, handle))
             return None
-        known = _Known(uid, handle, driver_id, after)
+        known = _Known(uid, handle, driver_id, after, request, Path(run_dir))
 
         def take_up() -> None:
             self._drivers[uid] = known
@@ -215,21 +275,24 @@ class RayHost:
                 self._later(LEAVING_SECONDS, lambda: self._start(request, run_dir))
                 return
             try:
-                handle = self._make(request.uid, run_dir)
+                handle = self._make(request, run_dir)
             except (RayError, ValueError) as error:
                 self._deliver(Gone(request.uid, None, f"its driver could not be started: {_first_line(error)}"))
                 return
             self._leaving.discard(request.uid)
             known = self._drivers[request.uid] = _Known(request.uid, handle, None, 0)
             self._ask(known)
+        if known.request is None or request.attempt > known.request.attempt:
+            known.request, known.run_dir, known.over = request, run_dir, False
+            known.wishes.clear()
         self._tell(request.uid, "start", request)
 
-    def _make(self, uid: str, run_dir: Path) -> Any:
+    def _make(self, request: RunRequest, run_dir: Path) -> Any:
         here = ray.get_runtime_context().get_node_id()
         return (
             cast(Any, ray.remote)(concurrency_groups={"gang": 4, "poll": 4})(DriverActor)  # untyped for threaded actors
             .options(
-                name=driver_name(uid),
+                name=driver_name(request.uid),
                 namespace=NAMESPACE,
                 lifetime="detached",
                 num_cpus=0,
@@ -238,12 +301,18 @@ class RayHost:
                 get_if_exists=True,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
             )
-            .remote(str(run_dir))
+            .remote(str(run_dir), request.uid, engine_for(request))
         )
 
     def _tell(self, uid: str, method: str, *arguments: object) -> None:
         known = self._drivers.get(uid)
         if known is None:
+            return
+        if method in KEPT_WISHES:
+            known.wishes[method] = arguments
+        known.over = known.over or method == "kill"
+        if known.handle is None:
+            self._later(LEAVING_SECONDS, lambda: self._tell(uid, method, *arguments))
             return
         reference = getattr(known.handle, method).remote(*arguments)
 
@@ -281,6 +350,10 @@ class RayHost:
             self._ask(known)
             return
         known.delivered = updates[-1].seq
+        attempt = None if known.request is None else known.request.attempt
+        known.over = known.over or any(
+            update.attempt == attempt and update.event["kind"] == "ended" for update in updates
+        )
         self._deliver(Heard(known.uid, known.driver_id, tuple(updates)))
         self._later(ASK_AGAIN_SECONDS, lambda: self._ask(known))
 
@@ -301,10 +374,43 @@ class RayHost:
         if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
             log.error("the driver of %s failed at a call: %s", known.uid, error)
             return
+        if self._taken_over(known):
+            return
         del self._drivers[known.uid]
         self._leaving.add(known.uid)
         sweep(known.uid)
         self._deliver(Gone(known.uid, known.driver_id, f"its driver died: {_first_line(error)}"))
+
+    def _taken_over(self, known: _Known) -> bool:
+        """Start another driver for a gang that goes on without one; whether that was done."""
+        now_ns = self._clock.monotonic_ns()
+        recent_ns = now_ns - round(TAKEOVER_SECONDS * NANOSECONDS_PER_SECOND)
+        known.takeovers_ns = [at_ns for at_ns in known.takeovers_ns if at_ns > recent_ns]
+        request, run_dir = known.request, known.run_dir
+        if request is None or run_dir is None or engine_for(request) != NATIVE:
+            return False
+        if known.over or len(known.takeovers_ns) >= TAKEOVERS:
+            return False
+        log.warning("the driver of %s died; another takes over", known.uid)
+        again = _Known(known.uid, None, None, 0, request, run_dir, wishes=known.wishes)
+        again.takeovers_ns = [*known.takeovers_ns, now_ns]
+        self._drivers[known.uid] = again
+        self._take_over(again)
+        return True
+
+    def _take_over(self, known: _Known) -> None:
+        if self._drivers.get(known.uid) is not known:
+            return
+        if _named(known.uid) is not None:  # its name is not free yet
+            self._later(LEAVING_SECONDS, lambda: self._take_over(known))
+            return
+        assert known.request is not None
+        assert known.run_dir is not None
+        known.handle = self._make(known.request, known.run_dir)
+        self._ask(known)
+        self._tell(known.uid, "start", known.request)
+        for method, arguments in list(known.wishes.items()):
+            self._tell(known.uid, method, *arguments)
 
     def _release(self, uid: str, handle: Any) -> None:
         known = self._drivers.pop(uid, None)
@@ -326,7 +432,11 @@ class RayHost:
             self._later(ROOM_SECONDS, self._refresh_room)
 
     def _measure_room(self) -> Room:
-        have = ray.cluster_resources()
+        have: Counter[str] = Counter()
+        draining = _draining()
+        for node in ray.nodes():
+            if node["Alive"] and node["NodeID"] not in draining:
+                have.update(node["Resources"])
         memory = have.get("memory")
         return Room(int(have.get("CPU", 0)), int(have.get("GPU", 0)), None if memory is None else int(memory))
 
@@ -340,8 +450,11 @@ def _named(uid: str) -> Any:
 
 
 def sweep(uid: str) -> int:
-    """Remove whatever placement groups of a job's gangs are left, and with them the workers; how many there were. Ray
-    removes them itself when their driver dies; this makes sure."""
+    """Remove whatever agents and placement groups of a job's gangs are left, and with them the workers; how many there
+    were. Ray removes most of them itself when their driver dies; this makes sure."""
+    from orchestrator.platforms.engines.native.ray_launcher import sweep as sweep_agents
+
+    swept = sweep_agents(uid, NAMESPACE)
     prefix = f"gang-{uid}-"
     names = [
         str(entry["name"])
@@ -351,7 +464,16 @@ def sweep(uid: str) -> int:
     for name in names:
         with contextlib.suppress(ValueError):
             remove_placement_group(get_placement_group(name))
-    return len(names)
+    return swept + len(names)
+
+
+def _draining() -> frozenset[str]:
+    """Nodes that are about to go; they are no room."""
+    try:
+        return frozenset(ray_draining()())
+    except (NotHere, Unreadable) as error:
+        log.warning("%s", error)
+        return frozenset()
 
 
 def _undelivered(message: Heard | Gone) -> None:

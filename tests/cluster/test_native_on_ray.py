@@ -146,7 +146,7 @@ def test_a_drained_node_is_left_without_a_lost_step(cluster: RayNodes, job: Job)
     job.until(lambda: len(job.steps(1)) >= 5)
     made = max(e["step"] for e in job.of_kind("step") if e["size"] == 2)
     assert job.steps(1)[0]["step"] == made + 1
-    assert [notice["source"] for notice in job.of_kind("notice")] == ["ray"]
+    assert [event["notice"]["source"] for event in job.of_kind("notice")] == ["ray"]
     job.host.wish_stop(job.uid, 1)
     job.until(lambda: bool(job.of_kind("ended")))
     for node in nodes:

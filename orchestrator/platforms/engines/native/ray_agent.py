@@ -70,6 +70,7 @@ class AgentActor:
         self, config: AgentConfig, driver: str, namespace: str, known: Address, gpus: tuple[str, ...], sources: str
     ) -> None:
         clock = SystemClock()
+        self._token = config.token
         whereabouts = Whereabouts(driver, namespace, known)
         environ = _environment(os.environ, gpus)  # noqa: TID251 - the edge of the agent's process
         self._agent = Agent(
@@ -85,6 +86,10 @@ class AgentActor:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def token(self) -> str:
+        """For a driver that comes back."""
+        return self._token
 
     def notice(self, document: Mapping[str, Any]) -> None:
         """Somebody else knows that this node goes."""

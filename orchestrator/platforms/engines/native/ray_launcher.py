@@ -51,6 +51,8 @@ AGAIN_SECONDS = 3.0
 LEAVE_SECONDS = 10.0
 """For agents that were said goodbye to, to be gone, before they are killed."""
 SOON_SECONDS = 0.05
+ANSWER_SECONDS = 5.0
+"""For an agent to tell its token. Those on nodes that just died do not."""
 PLACED, LOST = "CREATED", "RESCHEDULING"
 
 
@@ -274,6 +276,16 @@ class RayLauncher:
             with contextlib.suppress(RayError):  # asked again at the next look
                 self._gpus.known[number] = ray.get(reference)
         return number in self._gpus.known
+
+
+def token_of(uid: str, namespace: str = NAMESPACE) -> str | None:
+    """What the living agents of a job know it by; None without any."""
+    for agent in _agents(agent_prefix(uid), namespace):
+        with contextlib.suppress(ValueError, RayError):
+            handle: Any = ray.get_actor(agent.name, namespace=namespace)
+            token: str = ray.get(handle.token.remote(), timeout=ANSWER_SECONDS)
+            return token
+    return None
 
 
 def sweep(uid: str, namespace: str = NAMESPACE) -> int:
