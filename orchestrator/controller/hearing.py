@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.accounting import CheckpointStalled, Entry
-from orchestrator.controller import cadence, slots
+from orchestrator.controller import cadence, slots, terms
 from orchestrator.controller.driver import Update
 from orchestrator.controller.journal.base import JobRecord, StepRow
+from orchestrator.domain.notices import Notice
 from orchestrator.lifecycle import (
     AttemptEnded,
     CaughtUp,
@@ -229,11 +230,14 @@ def _world(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     state, generation = found.record.state, int(event["generation"])
     if generation <= max(state.generation, state.lost_generation) and state.world_workers is not None:
         return
-    named = {str(worker.get("slot") or worker["worker"]) for worker in event["workers"]}
-    found.events.append(WorldFormed(at_ns, attempt, len(named), generation=generation))
-    _progress(found, ready={}, ready_attempt=attempt, world_size=int(event["world_size"]))
-    found.record, changes = slots.seat(found.record, named, at_ns)
-    found.slots += changes
+    ranks_per_worker = terms.ranks_per_worker(found.record.document)
+    workers = max(1, int(event["world_size"]) // ranks_per_worker)
+    found.events.append(WorldFormed(at_ns, attempt, workers, generation=generation))
+    _progress(found, ready={}, ready_attempt=attempt)
+    named = {str(worker["slot"]) for worker in event["workers"] if worker.get("slot") is not None}
+    if named:
+        found.record, changes = slots.seat(found.record, named, at_ns)
+        found.slots += changes
 
 
 def _world_lost(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
@@ -246,12 +250,21 @@ def _world_lost(found: Findings, attempt: int, event: Fields, at_ns: int) -> Non
 
 
 def _notice(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
-    node, deadline_ns = str(event["node"]), event.get("deadline_ns")
-    notices = found.record.progress.get("notices", {})
-    told = {name: event.get(name) for name in ("source", "kind", "deadline_ns")}
-    _progress(found, notices={**notices, node: told})
-    when = "" if deadline_ns is None else f" in {max(0.0, (int(deadline_ns) - at_ns) / 1e9):.0f} s"
-    _say(found, at_ns, "Notice", "Notice", f"node {node} goes{when}, as {event['source']} says ({event['kind']})")
+    try:
+        notice = Notice.from_document(event["notice"])
+    except ValueError:  # of a kind that a newer engine knows
+        return
+    notices = dict(found.record.progress.get("notices", {}))
+    if event.get("withdrawn"):
+        notices.pop(notice.node, None)
+        _say(found, at_ns, "Notice", "NoticeWithdrawn", f"node {notice.node} stays, as {notice.source} says")
+    else:
+        if notice.kind.certain:
+            notices[notice.node] = {"source": notice.source, "kind": notice.kind.value}
+        remaining = notice.remaining_seconds(at_ns)
+        goes = "may go" if not notice.kind.certain else "goes" if remaining is None else f"goes in {remaining:.0f} s"
+        _say(found, at_ns, "Notice", "Notice", f"node {notice.node} {goes}, as {notice.source} says ({notice.kind})")
+    _progress(found, notices=notices)
 
 
 def _replication(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:

@@ -79,7 +79,7 @@ def lost(state: JobState, event: on.Event, limits: Limits) -> Result:
     if verdict is not None:
         after = replace(after, stopping=verdict.reason.value, message=verdict.told)
         return after, (*commands, StopAttempt(state.attempt, save=False)), verdict.reason.value, verdict.told
-    message = _told(after, event, reason, voluntary, before)
+    message = _told(after, event, reason, voluntary)
     return replace(after, message=message), commands, word, message
 
 
@@ -92,14 +92,9 @@ def _phase_after(state: JobState, began_ns: int, voluntary: bool) -> tuple[Phase
     return state.phase, ()
 
 
-def _told(state: JobState, event: on.WorldLost, reason: TerminationReason, voluntary: bool, before: int) -> str:
-    """`A worker process was lost. node b is gone. Generation 3 ended after step 41; the next one has 3 workers.`"""
-    if event.target <= 0:
-        then = "the next one waits for workers"
-    elif event.target == before:
-        then = f"the next one has {count(event.target)} again"
-    else:
-        then = f"the next one has {count(event.target)} instead of {before}"
+def _told(state: JobState, event: on.WorldLost, reason: TerminationReason, voluntary: bool) -> str:
+    """`A worker process was lost. node b is gone. Generation 3 ended after step 41; the next one may have 3 workers.`"""
+    then = f"the next one may have {count(event.target)}" if event.target > 0 else "the next one waits for workers"
     ended = "was left" if voluntary else "ended"
     world = f"Generation {event.generation} {ended} after step {state.attempt_step}; {then}."
     return sentences("" if voluntary else reason.consequence.sentence, event.message, world)

@@ -42,6 +42,7 @@ GATES: dict[str, Gate] = {}
 class _GatedLink:
     def __init__(self, link: Any, gate: Gate) -> None:
         self._link, self._gate, self.rank = link, gate, link.rank
+        self.memory = getattr(link, "memory", None)
 
     def send(self, event: Mapping[str, Any]) -> None:
         if event["kind"] == "step":
@@ -75,6 +76,21 @@ class _WithoutCheckpoints:
     def send(self, event: Mapping[str, Any]) -> None:
         if event["kind"] != "checkpoint":
             self._link.send(event)
+
+
+def telling_all(assignment: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
+    """As `gated`, with what an elastic engine tells beside its worlds before the first step of the first one."""
+    if link.rank == 0 and link.memory is not None and link.memory.source is None:
+        node, now_ns = "node-slot-0", SystemClock().now_ns()
+        for kind, withdrawn in (("rebalance", False), ("interruption", False), ("interruption", True)):
+            deadline_ns = now_ns + 120_000_000_000
+            told = {"source": "aws", "node": node, "kind": kind, "received_ns": now_ns, "deadline_ns": deadline_ns}
+            link.send({"kind": "notice", "notice": told, "withdrawn": withdrawn, "at_ns": now_ns})
+        link.send({"kind": "notice", "notice": {"kind": "of the future"}, "at_ns": now_ns})
+        link.send({"kind": "replication", "every": 1, "bytes": 4096, "seconds": 0.01, "at_ns": now_ns})
+        hung = {"kind": "hung", "worker": "w1", "rank": 1, "stack": "File a.py\n  line 3", "at_ns": now_ns}
+        link.send(hung)
+    return gated(assignment, link)
 
 
 def broken(assignment: Mapping[str, Any], link: Any) -> Mapping[str, Any]:

@@ -101,11 +101,11 @@ def test_the_story_of_a_loss_can_be_read(submit: MakeLife) -> None:
     back(life, 3, step=42, workers=1)
     told = [entry.message for entry in life.story]
     assert told[-8:] == [
-        "A worker process was lost. node b is gone. Generation 1 ended after step 41; the next one has 2 workers instead of 4.",
+        "A worker process was lost. node b is gone. Generation 1 ended after step 41; the next one may have 2 workers.",
         "generation 2 forms with 2 of 4 workers",
         "generation 2 continues from step 41, which memory kept",
         "generation 2 trains with 2 workers; its first step was 42",
-        "node c goes in 30 s. Generation 2 was left after step 42; the next one has 1 worker instead of 2.",
+        "node c goes in 30 s. Generation 2 was left after step 42; the next one may have 1 worker.",
         "generation 3 forms with 1 of 4 workers",
         "generation 3 continues from step 42, which memory kept",
         "generation 3 trains with 1 worker; its first step was 43",

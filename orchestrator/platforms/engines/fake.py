@@ -1,7 +1,8 @@
 """An engine without a cluster: every rank is a thread of this process.
 
 It runs any worker loop whose ranks use their link now and then, passes the engine contract tests, and lets a test take
-a worker away (`lose_worker`). `pretend` is a worker loop that trains nothing: it makes steps, losses and checkpoints of
+a worker away (`lose_worker`), and from an elastic gang also give one (`join`) or announce that one goes (`notice`); see
+`fake_gang`. `pretend` is a worker loop that trains nothing: it makes steps, losses and checkpoints of
 a job file at once, so that the controller can be driven by thousands of jobs.
 
 Limits: threads cannot be killed, so `kill` takes effect when a rank next uses its link; they share one process, so the
@@ -15,76 +16,15 @@ import json
 import os
 import socket
 import threading
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.clock import Clock, SystemClock, seconds_between
-from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard, Wishes
+from orchestrator.platforms.engines.base import Listener, Outcome, RunRequest, WishBoard
+from orchestrator.platforms.engines.fake_gang import Elastic, Gang, Link
 
 PRETEND = "orchestrator.platforms.engines.fake:pretend"
-
-
-class _Taken(BaseException):
-    """Raised in a rank's thread when its worker is taken away; nothing a worker loop catches."""
-
-
-class _Link:
-    """What a rank talks through."""
-
-    def __init__(self, gang: _Gang, rank: int) -> None:
-        self.rank = rank
-        self._gang = gang
-
-    def send(self, event: Mapping[str, Any]) -> None:
-        self._gang.check(self.rank)
-        self._gang.listener([dict(event)])
-
-    def wishes(self) -> Wishes:
-        self._gang.check(self.rank)
-        return self._gang.wishes.read()
-
-    def close(self) -> None:
-        """Nothing is buffered."""
-
-
-class _Gang:
-    def __init__(self, request: RunRequest, listener: Listener, wishes: WishBoard) -> None:
-        self.request = request
-        self.listener = listener
-        self.wishes = wishes
-        self.lost: set[int] = set()
-        self.killed = False
-        self.results: dict[int, Mapping[str, Any]] = {}
-        self.errors: dict[int, Exception] = {}
-
-    def check(self, rank: int) -> None:
-        """A gang lives and dies together: one lost or failed rank takes the others with it."""
-        if self.killed or self.lost or self.errors:
-            raise _Taken(rank)
-
-    def run_rank(self, loop: Callable[..., Mapping[str, Any]], rank: int) -> None:
-        try:
-            self.results[rank] = loop(self.request.assignment, _Link(self, rank))
-        except _Taken:
-            return
-        except Exception as error:  # noqa: BLE001 - the edge of a worker: its error becomes the attempt's outcome
-            self.errors[rank] = error
-            lines = traceback.format_exception(error)
-            self.listener([{"kind": "log", "rank": rank, "lines": "".join(lines).splitlines()}])
-
-    def outcome(self) -> Outcome:
-        if self.errors:
-            rank, error = min(self.errors.items())
-            reason = getattr(error, "reason", "ApplicationError")
-            return Outcome(str(reason), f"rank {rank}: {type(error).__name__}: {error}")
-        if self.lost:
-            return Outcome("WorkerLost", f"rank {min(self.lost)} is gone")
-        if self.killed:
-            return Outcome("WorkerLost", "the gang was killed")
-        result = self.results[0]
-        return Outcome(str(result["reason"]), "", result)
 
 
 class FakeEngine:
@@ -92,44 +32,66 @@ class FakeEngine:
 
     name = "fake"
 
-    def __init__(self) -> None:
-        self._gang: _Gang | None = None
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._gang: Gang | None = None
+        self._elastic: Elastic | None = None
         self._lock = threading.Lock()
 
     def run(self, request: RunRequest, listener: Listener, wishes: WishBoard) -> Outcome:
         module, _, function = request.worker_loop.partition(":")
         loop = getattr(importlib.import_module(module), function)
-        gang = _Gang(request, listener, wishes)
+        if request.elastic:
+            elastic = Elastic(request, listener, wishes, self._clock)
+            with self._lock:
+                self._elastic = elastic
+            outcome = elastic.run(loop)
+            with self._lock:
+                self._elastic = None
+            return outcome
+        gang = Gang(request, listener, wishes, request.world_size)
         with self._lock:
             self._gang = gang
-        others = [
-            threading.Thread(target=gang.run_rank, args=(loop, rank), name=f"rank-{rank}", daemon=True)
-            for rank in range(1, request.world_size)
-        ]
-        for thread in others:
-            thread.start()
-        gang.run_rank(loop, 0)
-        for thread in others:
-            thread.join()
+        gang.run(loop)
         with self._lock:
             self._gang = None
-        return gang.outcome()
+        ended = gang.outcome()
+        assert ended is not None
+        return ended
 
     def kill(self) -> None:
         with self._lock:
             if self._gang is not None:
                 self._gang.killed = True
+            if self._elastic is not None:
+                self._elastic.kill()
 
-    def lose_worker(self, rank: int) -> bool:
-        """Take one worker away, as a preemption would. True when there was a gang to take it from."""
+    def lose_worker(self, rank: int, *, memory: bool = True) -> bool:
+        """Take one worker away, as a preemption would; without `memory` an elastic gang loses all copies of its state with
+        it. True when there was a gang to take it from."""
         with self._lock:
+            if self._elastic is not None:
+                return self._elastic.lose(rank, memory=memory)
             if self._gang is None:
                 return False
             self._gang.lost.add(rank)
             return True
 
+    def join(self) -> str:
+        """A slot comes to the elastic gang that runs; its name."""
+        return self._running().join()
 
-def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = None) -> dict[str, Any]:
+    def notice(self, rank: int) -> None:
+        """The node of a rank of the elastic gang that runs is announced to go."""
+        self._running().notice(rank)
+
+    def _running(self) -> Elastic:
+        with self._lock:
+            assert self._elastic is not None, "no elastic gang runs"
+            return self._elastic
+
+
+def pretend(assignment: Mapping[str, Any], link: Link, clock: Clock | None = None) -> dict[str, Any]:
     """A worker loop that trains nothing. Loss is 1/step; the step is kept in a file, so that an attempt continues.
 
     Steps follow each other at once, or `PRETEND_SECONDS_PER_STEP` of `spec.runtime.env` apart. Checkpoints are said to have
@@ -144,7 +106,9 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
     stall_seconds = float(env.get("PRETEND_STALL_SECONDS") or 0)
     pace = threading.Event()
     kept = Path(assignment["checkpoint_uri"]) / "pretend.json"
-    start, covers_ns = _kept(kept)
+    memory = getattr(link, "memory", None)
+    source = None if memory is None else memory.source
+    start, covers_ns = _kept(kept) if source is None else (source.step, source.document["covers_ns"])
     link.send(
         {
             "kind": "started",
@@ -164,7 +128,8 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
         {
             "kind": "restored",
             "step": start,
-            "uri": str(kept) if start else None,
+            "uri": str(kept) if start and source is None else None,
+            "source": "checkpoint" if source is None else "memory",
             "covers_ns": covers_ns,
             "refused": [],
             "at_ns": clock.now_ns(),
@@ -188,6 +153,8 @@ def pretend(assignment: Mapping[str, Any], link: _Link, clock: Clock | None = No
                 "at_ns": now_ns,
             }
         )
+        if memory is not None:
+            memory.publish(step, {"covers_ns": now_ns})
         wishes = link.wishes()
         every_seconds = wishes.checkpoint_every_seconds
         late = every_seconds is not None and seconds_between(saved_ns, clock.monotonic_ns()) >= every_seconds
