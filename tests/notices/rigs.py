@@ -60,17 +60,21 @@ class Counted(Source):
         self.name, self.every_seconds = source.name, source.every_seconds
         self._source = source
         self._ended = threading.Condition()
-        self._looks = 0
+        self._looks = self._failed = 0
 
     def probe(self) -> None:
         self._source.probe()
 
     def look(self) -> View:
+        failed = True
         try:
-            return self._source.look()
+            view = self._source.look()
+            failed = False
+            return view
         finally:
             with self._ended:
                 self._looks += 1
+                self._failed += failed
                 self._ended.notify_all()
 
     def interrupt(self) -> None:
@@ -81,15 +85,22 @@ class Counted(Source):
 
     def wait_looks(self, count: int, stir: Callable[[], None]) -> None:
         """Until `count` more looks have ended; `stir` makes one end that waits for something to happen."""
-        with self._ended:
-            target = self._looks + count
+        target = self._looks + count
+        self._wait(lambda: self._looks >= target, stir)
+
+    def wait_failed(self, count: int, stir: Callable[[], None]) -> None:
+        """Until `count` more looks have failed."""
+        target = self._failed + count
+        self._wait(lambda: self._failed >= target, stir)
+
+    def _wait(self, until: Callable[[], bool], stir: Callable[[], None]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             stir()
             with self._ended:
-                if self._ended.wait_for(lambda: self._looks >= target, 0.1):
+                if self._ended.wait_for(until, 0.1):
                     return
-            assert time.monotonic() < deadline, f"no {count} looks"
+            assert time.monotonic() < deadline, "it does not come"
 
 
 def from_now(seconds: float) -> int:
