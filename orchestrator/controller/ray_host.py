@@ -22,7 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,8 +55,8 @@ TAKEOVERS = 3
 TAKEOVER_SECONDS = 300.0
 """A gang whose drivers died so often within this time is given up: it may be what kills them."""
 KEPT_WISHES = ("wish_stop", "wish_size", "wish_cadence")
-RAY_TRAIN, NATIVE = "ray", "native"
-"""Engines by name."""
+RAY_TRAIN, NATIVE = "ray-train", "native"
+"""Engines by name, as the setting `engine` names them."""
 
 
 def driver_name(uid: str) -> str:
@@ -65,7 +65,7 @@ def driver_name(uid: str) -> str:
 
 def engine_for(request: RunRequest) -> str:
     """The name of the engine of an attempt."""
-    return NATIVE if request.elastic else RAY_TRAIN
+    return NATIVE if request.elastic or request.engine == NATIVE else RAY_TRAIN
 
 
 def make_engine(name: str, uid: str) -> Engine:
@@ -217,10 +217,10 @@ class RayHost:
         self._tasks.put(lambda: self._tell(uid, "wish_stop", attempt))
 
     def wish_cadence(self, uid: str, attempt: int, cadence: Cadence) -> None:
-        self._tasks.put(lambda: self._tell(uid, "wish_cadence", attempt, cadence))
+        self._tasks.put(lambda: self._wish(uid, "wish_cadence", attempt, cadence, cadence=cadence))
 
     def wish_size(self, uid: str, attempt: int, workers: int) -> None:
-        self._tasks.put(lambda: self._tell(uid, "wish_size", attempt, workers))
+        self._tasks.put(lambda: self._wish(uid, "wish_size", attempt, workers, size=workers))
 
     def kill(self, uid: str, attempt: int) -> None:
         self._tasks.put(lambda: self._tell(uid, "kill", attempt))
@@ -303,6 +303,13 @@ class RayHost:
             )
             .remote(str(run_dir), request.uid, engine_for(request))
         )
+
+    def _wish(self, uid: str, method: str, attempt: int, wish: object, **fields: Any) -> None:
+        """Tell a wish that holds from now on; a driver that takes over begins with it."""
+        known = self._drivers.get(uid)
+        if known is not None and known.request is not None and known.request.attempt == attempt:
+            known.request = replace(known.request, **fields)
+        self._tell(uid, method, attempt, wish)
 
     def _tell(self, uid: str, method: str, *arguments: object) -> None:
         known = self._drivers.get(uid)
