@@ -256,14 +256,14 @@ def test_sources_are_chosen_by_name(tmp_path: Path) -> None:
 
     three = ["aws", "aws-rebalance", "aws-maintenance"]
     assert names("auto") == [*three, "gcp", "gcp-maintenance", "azure", "kubernetes"]
-    assert names("azure+acknowledge, file:/run/n.json") == ["azure", "file"]
+    assert names("azure, file:/run/n.json") == ["azure", "file"]
     assert names(f"aws,gcp,azure,kubernetes,file:{tmp_path}:b") == [
         *three, "gcp", "gcp-maintenance", "azure", "kubernetes", "file",
     ]  # fmt: skip
     assert names("") == []
 
 
-@pytest.mark.parametrize("text", ["was", "aws:1", "file", "file:", "azure+ack", "auto,ray"])
+@pytest.mark.parametrize("text", ["was", "aws:1", "file", "file:", "auto,ray"])
 def test_a_name_that_is_none_is_a_usage_error(text: str) -> None:
     """What names no source is refused with the names that there are."""
     with pytest.raises(UsageError, match=r"is no source of notices; name auto, aws, gcp, azure, kubernetes, file:PATH"):

@@ -33,7 +33,7 @@ NAMES = ("aws", "gcp", "azure", "kubernetes", "file:PATH")
 def choose(text: str, node: str, environ: Mapping[str, str], clock: Clock) -> list[Source]:
     """The sources that `text` names, separated by commas; `auto`: whatever can be found by asking; empty: none.
 
-    `azure+acknowledge` also approves an event once its node is empty. Raises `UsageError` for a name that is none."""
+    Raises `UsageError` for a name that is none."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     sources: list[Source] = []
     for name in names:
@@ -44,8 +44,8 @@ def choose(text: str, node: str, environ: Mapping[str, str], clock: Clock) -> li
                 sources += aws(clock)
             case ("gcp", "", ""):
                 sources += gcp(clock)
-            case ("azure" | "azure+acknowledge", "", ""):
-                sources.append(ScheduledEvents(clock, acknowledge=name.endswith("+acknowledge")))
+            case ("azure", "", ""):
+                sources.append(ScheduledEvents(clock))
             case ("kubernetes", "", ""):
                 sources += _in_kubernetes(environ, clock, node)
             case ("file", ":", path) if path:
