@@ -7,8 +7,9 @@ used); `hear` takes the events from which the answers are learned. What was answ
 Two clocks: `now_ns` is monotonic, the engine's; `at_ns` in events is the workers' wall clock and only differences between events of
 one world are taken.
 
-A pause must be announced before it begins, by an event `{"kind": "pause", "pause": ...}` of rank 0 with a value of `Pause`.
-Without it a pause longer than the limit looks like a hang.
+A pause must be announced before it begins, by an event `{"kind": "pause", "pause": ...}` of rank 0 with a value of `Pause`;
+without it a pause longer than the limit looks like a hang. A loop that never announced one (of a user's own, which may
+evaluate between two steps) is given five minutes; the built-in trainer announces its first step and so is held to seconds.
 
 Growing counts workers (`by_workers`), unless the caller asks for measured speed: who writes `max: 4` wants four, and several
 workers on one machine, for practice, would never be seen to be faster than one.
@@ -36,6 +37,8 @@ PUBLISH_PRIOR = (0.1, 2.0)
 MARGIN_SECONDS = 5.0
 """Between a node's last use and its deadline: clocks that differ, a cloud that is early."""
 STEPS_REMEMBERED = 32
+UNANNOUNCED_SECONDS = 300.0
+"""Without a step, for a loop that never announced a pause."""
 
 
 class Elasticity:
@@ -72,6 +75,7 @@ class Elasticity:
         self._stood_since_ns: int | None = None
         self._by_choice = False
         self._warming: tuple[float, ...] = ()
+        self._announces = False
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 
@@ -90,6 +94,7 @@ class Elasticity:
             case "pause":
                 pause = next((each for each in Pause if each.value == event.get("pause")), None)
                 if pause is not None:
+                    self._announces = True
                     self.hangs.expect(pause)
             case "replication":
                 self._publishing.observe(_number(event, "seconds") or 0.0)
@@ -152,7 +157,12 @@ class Elasticity:
 
     def hang_limit_ns(self) -> int:
         """How long the world may go without a step."""
-        return round(self.hangs.limit_seconds() * NANOSECONDS_PER_SECOND)
+        limit = self.hangs.limit_seconds()
+        self.reasons["hang"] = self.hangs.because
+        if not self._announces and limit < UNANNOUNCED_SECONDS:
+            limit = UNANNOUNCED_SECONDS
+            self.reasons["hang"] = f"the limit is {seconds(limit)}, as this loop announces no pauses"
+        return round(limit * NANOSECONDS_PER_SECOND)
 
     def growth(self, now_ns: int, present: int, possible: int) -> Verdict:
         """How many workers there should be."""

@@ -46,8 +46,8 @@ class Speed:
         self._seen: dict[int, _Seen] = {}
 
     def observe(self, now_ns: int, workers: int, step_seconds: float) -> None:
-        """One step of a gang of `workers`. Leave out steps with a pause in them that comes at every size alike."""
-        if step_seconds > 0:
+        """One step of a gang of `workers` (0: not known, lets it be). Leave out steps with a pause in them that comes at every size alike."""
+        if step_seconds > 0 and workers > 0:
             seen = self._seen.setdefault(workers, _Seen())
             seen.seconds.append(step_seconds)
             seen.newest_ns = now_ns

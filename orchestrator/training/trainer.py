@@ -105,8 +105,10 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train from the state in memory or from the newest whole checkpoint to the end, evaluate, export."""
         self._set_up()
+        self.reporter.first("pause", pause="first step")
         try:
             outcome = self._train()
+            self.reporter.first("pause", pause="finish")
             if outcome is None or outcome["outcome"] != REGROUPED or self.memory is None:
                 self.saver.finish()
             return self._finish() if outcome is None else outcome
@@ -600,7 +602,6 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Take the best weights that were kept, evaluate them on test, write the model's folder."""
         progress, peers = self.progress, self.peers
-        self.reporter.first("pause", pause="finish")
         found = progress.metrics
         if self.assignment.spec.checkpoint.keep_best and progress.best_step is not None:
             found = progress.best_metrics

@@ -49,6 +49,7 @@ def test_hang_limits_follow_the_steps_of_each_world() -> None:
     played = Played()
     assert played.policy.hang_limit_ns() > 200 * SECOND
     played.world("a", "b")
+    played.tell("pause", pause="first step")
     played.steps(40, 0.2)
     assert played.policy.hang_limit_ns() == 3 * SECOND
     played.tell("pause", pause="evaluation")
@@ -176,4 +177,25 @@ def test_events_of_users_loops_do_no_harm() -> None:
         played.policy.hear(played.now_ns, {"kind": kind})
     played.policy.hear(played.now_ns, {"no": "kind"})
     played.steps(40, 0.2)
+    assert played.policy.hangs.limit_seconds() == 3.0
+
+
+def test_a_loop_that_announces_nothing_is_given_minutes() -> None:
+    """A user's loop may evaluate between two steps without a word; after its first word it is held to seconds."""
+    played = Played()
+    played.world("a", "b")
+    played.steps(40, 0.2)
+    assert played.policy.hang_limit_ns() == 300 * SECOND
+    assert played.policy.reasons["hang"] == "the limit is 5 min, as this loop announces no pauses"
+    played.tell("pause", pause="checkpoint")
+    played.steps(1, 0.5)
     assert played.policy.hang_limit_ns() == 3 * SECOND
+
+
+def test_a_running_world_that_is_taken_over_is_judged_by_its_steps() -> None:
+    """A coordinator that is new never heard of the world's beginning: steps count all the same, at no known size."""
+    played = Played(by_workers=False)
+    played.tell("pause", pause="data")
+    played.steps(40, 0.2)
+    assert played.policy.hang_limit_ns() == 3 * SECOND
+    assert played.policy.worth_growing(played.now_ns, 2, 3)
