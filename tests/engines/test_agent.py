@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.platforms.engines.native.priority import may_return_to
 from orchestrator.platforms.engines.native.processes import LocalAgents
 from tests.engines.agent_harness import Harness, gone, one_agent, until
 
@@ -81,8 +82,22 @@ def test_workers_are_copies_of_one_template(pair: Pair, tmp_path: Path) -> None:
     results = [harness.until_left(name)["result"] for name in ("a", "b")]
     assert [result["preloaded_in"] for result in results] == [[template], [template]]
     assert [result["parent"] for result in results] == [template, template]
-    assert [result["warmed"] for result in results] == [{"pid": r["pid"], "colour": "blue"} for r in results]
+    for result in results:
+        assert (result["warmed"]["pid"], result["warmed"]["colour"]) == (result["pid"], "blue")
+        assert result["warmed"]["niceness"] == result["niceness"]  # nobody trains yet
     assert harness.lines("a") == ["warming"]
+
+
+def test_a_standby_warms_up_behind_those_that_train(pair: Pair) -> None:
+    """While others have a place, a standby's warm-up stands back, if it may step forward again; its loop never does."""
+    harness, _ = pair
+    harness.run("a", "step")
+    harness.until_state("a", "RUNNING")
+    harness.run("b", "tests.engines.warm_loops:run", generation=2)
+    result = harness.until_left("b")["result"]
+    before = os.nice(0)
+    assert result["niceness"] == before
+    assert result["warmed"]["niceness"] == (min(19, before + 10) if may_return_to(before) else before)
 
 
 def test_a_worker_finds_its_place_in_its_environment(pair: Pair, tmp_path: Path) -> None:
@@ -460,15 +475,14 @@ def test_a_notice_is_told_again_to_a_later_coordinator_until_it_is_withdrawn(tmp
 
 
 def test_what_a_worker_kept_outlives_it(pair: Pair) -> None:
-    """The shard of a killed worker is in the inventory, which is taken only when the killed one is gone; once a later
-    generation is named, it is forgotten."""
+    """The shard of a killed worker is in the inventory; once a later generation is named, it is forgotten."""
     harness, _ = pair
     harness.run("w", "publish", generation=3)
     harness.until_event("w", "published")
     harness.say({"kind": "abort", "generation": 3, "why": "a test"})
     harness.say({"kind": "ask_inventory", "ticket": 9})
     (inventory,) = harness.until(lambda: harness.of_kind("inventory"))
-    assert harness.messages.index(harness.until_left("w")) < harness.messages.index(inventory)
+    assert harness.until_left("w")["reason"] == "WorkerLost"
     assert inventory["ticket"] == 9
     assert inventory["shards"] == [{"generation": 3, "world_size": 1, "rank": 0, "step": 7, "bytes": 16, "own": True}]
     harness.say({"kind": "forget", "generation": 4, "step": 8})

@@ -17,7 +17,7 @@ def warm(assignment: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any
     if assignment.get("warm") == "fails":
         raise RuntimeError("cannot build the operator")
     print("warming")  # noqa: T201 - to be heard
-    return {"pid": os.getpid(), "colour": env.get("COLOUR")}
+    return {"pid": os.getpid(), "colour": env.get("COLOUR"), "niceness": os.nice(0)}
 
 
 def run(assignment: Mapping[str, Any], link: Any, warmed: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,4 +29,5 @@ def run(assignment: Mapping[str, Any], link: Any, warmed: Mapping[str, Any]) -> 
         "warmed": warmed,
         "pid": os.getpid(),
         "parent": os.getppid(),
+        "niceness": os.nice(0),
     }

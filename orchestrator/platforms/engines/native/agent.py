@@ -49,6 +49,10 @@ DUMP_SECONDS = 2.0
 STATUS_SECONDS = 1.0
 """From the end of a worker's line to the word of how its process ended, before it is killed."""
 MEMORY_LOOK_SECONDS = 1.0
+SETTLE_SECONDS = 0.01
+"""From SIGKILL to the inventory, when the kernel is slower to take a large process down (tens of milliseconds). A thread with
+that signal executes nothing any more once it is interrupted, which takes microseconds; and to spoil what the inventory tells,
+a rank would have to publish twice more, for a shard goes into the place of the oldest of three."""
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Events stay in their outbox while so much waits to be sent."""
 KEPT_DEPARTED = 256
@@ -193,8 +197,12 @@ class Agent:
             self._next_tick_ns = now_ns + round(BEAT_SECONDS * NANOSECONDS_PER_SECOND)
             self._tick(now_ns)
         wait_ns = max(0, self._next_tick_ns - self._clock.monotonic_ns())
+        if self._tickets:
+            wait_ns = min(wait_ns, round(SETTLE_SECONDS * NANOSECONDS_PER_SECOND))
         for key, mask in self._selector.select(wait_ns / NANOSECONDS_PER_SECOND):
             key.data(mask)
+        if self._tickets:
+            self._answer_tickets(self._clock.monotonic_ns())
         if self._changed:
             self._beat()
 
@@ -210,7 +218,6 @@ class Agent:
         for worker in self._departed:
             self._relay(worker)
         self._beat()
-        self._answer_tickets(now_ns)
         if now_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + round(MEMORY_LOOK_SECONDS * NANOSECONDS_PER_SECOND)
             self._kills_known = self._memory_kills()
@@ -315,7 +322,9 @@ class Agent:
         self._workers[name] = worker
         self._changed = True
         upbringing = Upbringing(message["loop"].partition(":")[0], message["threads"], dict(message["env"]))
-        worker.line.send({"kind": "begin", **{key: message[key] for key in ("loop", "assignment", "env", "threads")}})
+        given = {key: message[key] for key in ("loop", "assignment", "env", "threads")}
+        others_train = any(other.generation for other in self._workers.values())
+        worker.line.send({"kind": "begin", **given, "behind": others_train})
         self._births.begin(name, upbringing, theirs.detach(), os.dup(worker.stacks))
 
     def _plan(self, message: Mapping[str, Any]) -> None:
@@ -361,11 +370,11 @@ class Agent:
             worker.line.send({"kind": "wishes", **self._wishes, "regroup": regroup})
 
     def _answer_tickets(self, now_ns: int) -> None:
-        """An inventory is taken when no member that was ended still runs: it would go on writing over what is told."""
+        """An inventory is taken when no member that was ended can go on writing over what is told."""
         dying = any(worker.doom is not None and worker.generation for worker in self._workers.values())
-        patient_ns = now_ns - round(LEAVE_SECONDS * NANOSECONDS_PER_SECOND)
+        patient_ns = now_ns - round(SETTLE_SECONDS * NANOSECONDS_PER_SECOND)
         for ticket, since_ns in list(self._tickets):
-            if not dying or since_ns < patient_ns:
+            if not dying or since_ns <= patient_ns:
                 self._tickets.remove((ticket, since_ns))
                 shards = [shard.fields() for shard in self._memory.inventory()]
                 self._uplink.send({"kind": "inventory", "ticket": ticket, "shards": shards})

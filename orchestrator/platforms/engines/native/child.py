@@ -37,6 +37,7 @@ from orchestrator.platforms.engines.base import Wishes
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.memory import Memory
 from orchestrator.platforms.engines.native.messages import FORMING, READY, WARMING, Frames, encode
+from orchestrator.platforms.engines.native.priority import behind
 from orchestrator.platforms.engines.rank import classify, output_heard, prepare
 
 PULSE_SECONDS = 0.5
@@ -266,14 +267,15 @@ def _run(begin: Mapping[str, Any], link: AgentLink) -> Any:
     module, _, function = begin["loop"].partition(":")
     loaded = importlib.import_module(module)
     loop, warm = getattr(loaded, function), getattr(loaded, "warm", None)
-    value = () if warm is None else (warm(assignment, env),)
-    gc.collect()
-    gc.freeze()  # what is there now stays: later collections need not look at a million library objects
+    with behind(begin["behind"]):
+        value = () if warm is None else (warm(assignment, env),)
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections need not look at a million library objects
     link.tell_state(READY)
     plan = dict(link.await_plan())
     os.environ.update(place_variables(plan))  # noqa: TID251 - the edge of a worker's process
     grant = plan.pop("memory")
-    link.take_place(plan, Memory(grant, SystemClock()))
+    link.take_place(plan, Memory(grant, SystemClock(), tell=link.send))
     link.tell_state(FORMING)
     return loop(assignment, link, *value)
 
