@@ -70,6 +70,9 @@ def test_a_rank_killed_at_any_moment_leaves_whole_shards_only() -> None:
             assert own[0] in (spoken, spoken + 1)
             if spoken > 1:
                 assert copies[0] >= spoken - 1
+            newest = own[0]
+            wait_for(lambda newest=newest: here.numbers()[0].acknowledged_step == newest, "the last shard is shipped")  # type: ignore[misc]
+            copies = [held.step for held in there.inventory() if held.generation == generation]
             for store, steps in ((here, own), (there, copies)):
                 asking = Line(store.address, TOKEN, 20.0)
                 for step in steps:

@@ -57,11 +57,18 @@ class Node:
     """The agent's side of one rank without its courier: nobody takes copies."""
 
     def __init__(self, slots: int = 3) -> None:
-        self.segment = Segment.create("test", slots, 1)
+        self.segment = Segment.create("test", slots)
         self.segment.alone = True
         self.bells = Bells()
         bell, answer = self.bells.paths
-        grant = {"segment": self.segment.path, "bell": bell, "answer": answer, "source": None, "near": ["", 0]}
+        grant: dict[str, Any] = {
+            "segment": self.segment.path,
+            "bell": bell,
+            "answer": answer,
+            "source": None,
+            "near": ["", 0],
+        }
+        grant |= {"rank": 0, "every": None}
         self.memory = Memory(grant, SystemClock())
 
     def open(self) -> None:
@@ -181,7 +188,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(NotASegment):
         Segment.attach(__file__)
     with pytest.raises(ValueError, match="slots"):
-        Segment.create("test", 1, 1)
+        Segment.create("test", 1)
     node.close()
 
 

@@ -81,8 +81,6 @@ class Numbers:
 
     generation: int
     rank: int
-    every: int
-    """Steps from one shard to the next."""
     nbytes: int
     """Of one shard."""
     published: int = 0
@@ -122,7 +120,7 @@ class Courier:
         self._neighbour, self._token, self._patience = neighbour, token, patience_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._numbers = Numbers(generation, rank, segment.every, 0)
+        self._numbers = Numbers(generation, rank, 0)
         self._line: Line | None = None
         self._seen = 0
         self._hashes: dict[int, tuple[str, ...]] = {}
@@ -232,7 +230,6 @@ class Courier:
         with self._lock:
             self._numbers = replace(
                 self._numbers,
-                every=self._segment.every,
                 nbytes=self._segment.nbytes,
                 published=self._numbers.published + 1,
                 newest_step=shard.step,
@@ -249,6 +246,7 @@ class Courier:
                 ship_seconds=self._numbers.ship_seconds + took_ns / NANOSECONDS_PER_SECOND,
                 alone_because=None,
             )
+        self._segment.ship_ns = took_ns
         self._segment.acknowledged = shard.sequence
         self._segment.alone = False
         self._bells.ring_rank()

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock
 from orchestrator.domain.errors import CorruptCheckpoint
 from orchestrator.platforms.engines.native.couriers import quiet, ring
+from orchestrator.platforms.engines.native.pace import Pace
 from orchestrator.platforms.engines.native.segments import Segment
 from orchestrator.platforms.engines.native.wire import Address, Description, Line, Name, Refused
 from orchestrator.storage.hashing import BLOCK_BYTES, is_block
@@ -61,8 +62,15 @@ class Ranged(Protocol):
 class Memory:
     """For one rank of one generation; used by one thread. `grant` comes from `ShardStore.admit`."""
 
-    def __init__(self, grant: Mapping[str, Any], clock: Clock, *, limit_seconds: float = LIMIT_SECONDS) -> None:
-        """Raises OSError when the agent is gone."""
+    def __init__(
+        self,
+        grant: Mapping[str, Any],
+        clock: Clock,
+        *,
+        tell: Callable[[dict[str, Any]], object] = lambda event: None,
+        limit_seconds: float = LIMIT_SECONDS,
+    ) -> None:
+        """`tell` takes `replication` events, from rank 0. Raises OSError when the agent is gone."""
         self._clock = clock
         self._limit_ns = int(limit_seconds * NANOSECONDS_PER_SECOND)
         self._look_ms = min(LOOK_SECONDS, limit_seconds) * 1000
@@ -72,6 +80,8 @@ class Memory:
         self._poll = select.poll()
         self._poll.register(self._answer, select.POLLIN)
         self._sequence = 0
+        self._pace = Pace(grant["every"])
+        self._first, self._tell = grant["rank"] == 0, tell
         self._taken: tuple[int, int, int] | None = None
         self._wait_ns = 0
         self._given_up: int | None = None
@@ -94,9 +104,8 @@ class Memory:
 
     @property
     def every(self) -> int:
-        """Steps from one shard to the next by now. It can change while the world runs, and not on all nodes at the same
-        moment: agree on one rank's."""
-        return self._segment.every
+        """Steps from one shard to the next by now, as this rank's own measurements say: all must go by rank 0's."""
+        return self._pace.every
 
     @property
     def alone(self) -> bool:
@@ -160,11 +169,27 @@ class Memory:
         if self._taken is None or self._taken[0] != step:
             raise ValueError(f"no buffer was taken for step {step}")
         _, slot, began_ns = self._taken
-        copy_ns = self._clock.monotonic_ns() - began_ns
-        self._segment.commit(slot, self._sequence + 1, step, _json(dict(document)), copy_ns, self._wait_ns)
-        self._taken, self._wait_ns = None, 0
+        text = _json(dict(document))
+        ended_ns = self._clock.monotonic_ns()
+        self._segment.commit(slot, self._sequence + 1, step, text, ended_ns - began_ns, self._wait_ns)
         self._sequence += 1
         ring(self._bell)
+        if self._pace.note(step, began_ns, ended_ns, self._wait_ns, self._segment.ship_ns) and self._first:
+            self._tell(self._replication())
+        self._taken, self._wait_ns = None, 0
+
+    def _replication(self) -> dict[str, Any]:
+        pace = self._pace
+        return {
+            "kind": "replication",
+            "every": pace.every,
+            "bytes": self._segment.nbytes,
+            "seconds": pace.copy_seconds,
+            "ship_seconds": pace.ship_seconds,
+            "step_seconds": pace.step_seconds,
+            "because": pace.because,
+            "at_ns": self._clock.now_ns(),
+        }
 
 
 class Source:

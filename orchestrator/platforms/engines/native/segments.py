@@ -33,7 +33,7 @@ _PAGE = mmap.PAGESIZE
 _MAGIC = int.from_bytes(b"shards/1", "little")
 
 # Words of the header, 8 bytes each. Written by the agent ...
-_FORMAT, _SLOTS, _ACKNOWLEDGED, _ALONE, _PROGRESS, _EVERY = range(6)
+_FORMAT, _SLOTS, _ACKNOWLEDGED, _ALONE, _PROGRESS, _SHIP_NS = range(6)
 # ... by the rank, once ...
 _OPENED, _BYTES, _LAYOUT, _FIXED = range(8, 12)
 # ... and by the rank for every slot.
@@ -84,8 +84,8 @@ class Segment:
         """JSON that the rank gave once, once `is_open`."""
 
     @classmethod
-    def create(cls, name: str, slots: int, every: int) -> Segment:
-        """A new one with room for nothing yet. `name` is only shown in /proc; `every`: steps from one shard to the next."""
+    def create(cls, name: str, slots: int) -> Segment:
+        """A new one with room for nothing yet. `name` is only shown in /proc."""
         if not FEWEST_SLOTS <= slots <= MOST_SLOTS:
             raise ValueError(f"a segment has {FEWEST_SLOTS} to {MOST_SLOTS} slots, not {slots}")
         handle = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -94,12 +94,10 @@ class Segment:
             # A file that cannot shrink cannot take mapped pages away from the agent.
             fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             os.pwrite(handle, struct.pack("=2Q", _MAGIC, slots), 0)
-            segment = cls(handle)
+            return cls(handle)
         except BaseException:
             os.close(handle)
             raise
-        segment.every = every
-        return segment
 
     @classmethod
     def attach(cls, path: str) -> Segment:
@@ -221,13 +219,13 @@ class Segment:
         self._words[_PROGRESS] += 1
 
     @property
-    def every(self) -> int:
-        """Steps from one shard to the next."""
-        return self._words[_EVERY]
+    def ship_ns(self) -> int:
+        """How long the last shard that the neighbour has took to get there; 0 when none did."""
+        return self._words[_SHIP_NS]
 
-    @every.setter
-    def every(self, steps: int) -> None:
-        self._words[_EVERY] = steps
+    @ship_ns.setter
+    def ship_ns(self, value: int) -> None:
+        self._words[_SHIP_NS] = value
 
     # ---- insides
 

@@ -29,8 +29,6 @@ SLOTS = 3
 """Shards that a rank holds at a time: one to fill, and two whole ones, since another rank's copy may be one behind."""
 PATIENCE_SECONDS = 2.0
 """How long another agent may not answer at all before it counts as gone. The coordinator decides far sooner."""
-EVERY = 1
-"""Steps from one shard to the next while nobody has measured what they cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +79,18 @@ class ShardStore:
         *,
         replica: Address | None,
         source: Mapping[str, Any] | None,
-        every: int = EVERY,
+        every: int | None = None,
     ) -> dict[str, Any]:
         """Memory for a rank of this node in a new world. What comes back is JSON and belongs into the rank's `Memory`; it
-        holds the token, so it must not be logged. `replica` and `source` are those of the plan.
+        holds the token, so it must not be logged. `replica` and `source` are those of the plan;
+        `every` fixes the steps from one shard to the next, which are otherwise found by measuring.
 
         Raises ValueError when the rank has some already, OSError when the system gives none.
         """
         with self._lock:
             if (generation, rank) in self._own:
                 raise ValueError(f"rank {rank} of generation {generation} has memory already")
-            segment = Segment.create(f"shard-{generation}-{rank}", self._slots, every)
+            segment = Segment.create(f"shard-{generation}-{rank}", self._slots)
             try:
                 bells = Bells()
             except OSError:
@@ -110,6 +109,7 @@ class ShardStore:
             "bell": up,
             "answer": down,
             "source": dict(source) if source is not None else None,
+            "every": every,
             "near": list(self.address),
             "token": self._token,
             "patience_seconds": self._patience,
@@ -138,16 +138,6 @@ class ShardStore:
             self._from = max(self._from, generation)
             self._end([self._own.pop(key) for key in list(self._own) if key[0] < generation])
             self._copies = {key: copies for key, copies in self._copies.items() if key[0] >= generation}
-
-    def set_every(self, generation: int, every: int) -> None:
-        """Change how many steps lie between two shards. Ranks act on rank 0's number, told with the step before, so the
-        agents need not change it at the same moment."""
-        if every < 1:
-            raise ValueError(f"every {every} steps")
-        with self._lock:
-            for (held, _), mine in self._own.items():
-                if held == generation:
-                    mine.segment.every = every
 
     def numbers(self) -> list[Numbers]:
         """What replication of each rank of this node costs, the newest generation first."""
