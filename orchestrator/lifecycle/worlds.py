@@ -31,8 +31,9 @@ def formed(state: JobState, event: on.Event, _: Limits) -> Result:
     assert isinstance(event, on.WorldFormed)
     if event.generation == state.generation and event.workers == state.world_workers:
         return state, (), "WorldFormed", state.message
-    of = "" if event.workers == state.workers else f" of {state.workers}"
-    message = f"generation {event.generation} forms with {event.workers}{of} workers"
+    whole = event.workers == state.workers
+    size = count(event.workers) if whole else f"{event.workers} of {count(state.workers)}"
+    message = f"generation {event.generation} forms with {size}"
     after = replace(state, generation=event.generation, world_workers=event.workers, message=message)
     return after.mended(workers_after=event.workers), (), "WorldFormed", message
 
