@@ -25,8 +25,8 @@ def train(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
     if rank == 0:
         link.send({"kind": "plan", "total_steps": total, "at_ns": clock.now_ns()})
         uri = str(kept) if start else None
-        restored = {"step": start, "uri": uri, "source": "checkpoint", "covers_ns": None, "refused": []}
-        link.send({"kind": "restored", **restored, "at_ns": clock.now_ns()})
+        taken_up: dict[str, Any] = {"step": start, "uri": uri, "source": "checkpoint", "covers_ns": None, "refused": []}
+        link.send({"kind": "restored", **taken_up, "at_ns": clock.now_ns()})
     for step in range(start + 1, total + 1):
         pause.wait(SECONDS_PER_STEP)
         wishes = link.wishes()

@@ -10,15 +10,13 @@ import pytest
 
 from orchestrator.accounting import Category
 from orchestrator.controller.core import Controller
-from orchestrator.controller.home import Home
 from orchestrator.controller.hosts import LocalHost, Room
-from orchestrator.controller.journal.sqlite import SqliteJournal
 from orchestrator.domain.clock import SystemClock
 from orchestrator.lifecycle import Phase
 from orchestrator.platforms.engines.native import NativeEngine
 from orchestrator.platforms.engines.native.processes import LocalAgents
 from orchestrator.platforms.prices import load_prices
-from tests.controller.world import World
+from tests.controller.world import FailingJournal, World
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -28,7 +26,7 @@ class NativeWorld(World):
 
     def _start(self) -> Controller:
         environ, clock = dict(os.environ), SystemClock()
-        self.journal = _journal(self.home)
+        self.journal = FailingJournal(self.home.journal_file)
         host = LocalHost(
             lambda: NativeEngine(lambda request: LocalAgents(environ, [1, 1]), clock, environ=environ),
             clock,
@@ -39,10 +37,6 @@ class NativeWorld(World):
         )
         controller.start()
         return controller
-
-
-def _journal(home: Home) -> SqliteJournal:
-    return SqliteJournal(home.journal_file)
 
 
 def test_losses_and_wishes_on_real_processes(tmp_path: Path) -> None:

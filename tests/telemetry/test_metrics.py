@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from orchestrator.accounting import (
     Ledger,
     MachineHeld,
     MachineReleased,
+    MachineTurned,
     WorkSettled,
 )
 from orchestrator.telemetry import Amounts, JobSample, Snapshot, amounts_of, render
@@ -177,7 +179,7 @@ def test_counters_never_fall(seed: int) -> None:
 
     for number in range(chance.randrange(5, 25)):
         now += chance.randrange(1, 20 * SECOND)
-        choice = chance.randrange(6)
+        choice = chance.randrange(9)
         if not held:
             held = [f"m{number}-{index}" for index in range(chance.randrange(1, 4))]
             book(
@@ -196,6 +198,17 @@ def test_counters_never_fall(seed: int) -> None:
             book(WorkSettled(now, chance.random() < 0.5), CategoryBooked(now, "shutdown"))
             book(*(MachineReleased(now, name) for name in held))
             held, training_since = [], None
+        elif choice == 4:
+            held.append(f"m{number}-joins")
+            book(replace(machine(held[-1], late()), role="warming"))
+        elif choice == 5:
+            book(MachineTurned(late(), chance.choice(held), chance.choice(["member", "idle", "leaving", "warming"])))
+        elif choice == 6 and len(held) > 1:
+            book(MachineReleased(now, held.pop(chance.randrange(len(held)))))
+        elif choice == 7 and training_since is not None:
+            book(CategoryBooked(late(), chance.choice(["restart", "resize"])))
+            book(WorkSettled(now, False, whole=True, from_ns=late()))
+            training_since = None
         amounts = amounts_of(ledger, now)
         for fell in (before.cost - amounts.cost, before.list_cost - amounts.list_cost, before.gpu_ns - amounts.gpu_ns):
             assert not fell, f"{seed=} {number=}: fell by {fell}"
