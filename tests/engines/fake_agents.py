@@ -142,9 +142,9 @@ class FakeAgent:
                 worker = str(message["worker"])
                 self.workers[worker] = {"worker": worker, "state": READY, "generation": 0}
             case "plan":
-                place = {name: message[name] for name in ("generation", "rank", "world_size")}
+                place: dict[str, Any] = {name: message[name] for name in ("generation", "rank", "world_size")}
                 state = RUNNING if self.obedient else FORMING
-                self.workers[str(message["worker"])].update(state=state, step=0, step_ns=0, **place)
+                self.workers[str(message["worker"])].update(place, state=state, step=0, step_ns=0)
             case "abort":
                 for name, worker in list(self.workers.items()):
                     if 0 < worker["generation"] <= message["generation"]:

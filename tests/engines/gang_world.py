@@ -85,6 +85,7 @@ class Cluster:
         seed: int = 0,
         elastic: bool = True,
         ranks_per_worker: int = 1,
+        exclusive: bool = False,
         limits: Limits = QUICK,
         hang_ns: int | None = 1_000 * MILLISECOND,
         loops_hear_regroup: bool = True,
@@ -98,7 +99,7 @@ class Cluster:
             worth_growing=AfterHysteresis(500 * MILLISECOND),
             lead_ns=lambda: lead_ns,
         )
-        self.terms = Terms(sizes, ranks_per_worker, elastic)
+        self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive)
         self.limits = limits
         self.gang = Gang(self.terms, self.now_ns, limits=limits, judgements=self.judgements)
         self.delay_ns = delay_ns
@@ -340,7 +341,7 @@ class Cluster:
         self.past.append(plan)
         self.started_from[plan.generation] = plan.source.step if plan.source else None
         for other in self.agents.values():  # never two worlds, wherever the gang can know
-            if other.line and other.agent in self.gang.roster.agents:
+            if other.line and not other.cut and other.agent in self.gang.roster.agents:
                 old = [w for w in other.workers.values() if w.alive and 0 < w.generation < plan.generation]
                 assert not old, f"{[w.worker for w in old]} of an older world still live on {other.agent}"
         if plan.source is not None:

@@ -26,6 +26,7 @@ def history(seed: int) -> Cluster:
         chance.choice(SIZES),
         seed=seed,
         ranks_per_worker=chance.choice((1, 1, 1, 2)),
+        exclusive=chance.random() < 0.5,
         loops_hear_regroup=chance.random() < 0.9,
         delay_ns=(1_000_000, chance.choice((5_000_000, 60_000_000))),
     )
@@ -119,7 +120,8 @@ def at_rest(cluster: Cluster) -> None:
     step = cluster.steps[gang.generation]
     cluster.run(1)
     assert cluster.steps[gang.generation] > step, "the world that remains makes no step"
-    running = {w.generation for a in there for w in a.workers.values() if w.alive and w.generation}
+    alive = [a for a in cluster.agents.values() if a.alive]
+    running = {w.generation for a in alive for w in a.workers.values() if w.alive and w.generation}
     assert running == {gang.generation}
 
 

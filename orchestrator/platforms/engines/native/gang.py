@@ -58,7 +58,7 @@ from orchestrator.platforms.engines.native.roster import (
     slot_name,
 )
 from orchestrator.platforms.engines.native.sizing import Change, LastSave, Sizing
-from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, Judgements, Limits, Terms
+from orchestrator.platforms.engines.native.terms import SECOND, Judgements, Limits, Terms
 from orchestrator.platforms.engines.native.warnings import Warnings
 
 
@@ -123,8 +123,6 @@ class Gang:
         self._wanted = 0
         self._fruitless = 0
         self._last_fault = (WORKER_LOST, "rank 0 left without a result")
-        self._ever_ready = False
-        self._failures: list[Left] = []
         self._adopting = adopt
         self._adopted: set[int] = set()
         self._stopping = False
@@ -258,9 +256,7 @@ class Gang:
         if beat.generation != worker.generation:
             return
         if worker.standby and beat.state == READY:
-            self._ever_ready = True
-            agent.failed = 0
-            self._failures.clear()
+            self.roster.standby_ready(agent)
         worker.hear(beat)
         if self.world is not None and worker.generation == self.world.generation and worker.step is not None:
             self.world.stepped = True
@@ -279,8 +275,9 @@ class Gang:
         world = self.world
         member = None if world is None else world.member(left.worker)
         if world is None or member is None:
-            if worker.standby:
-                self._standby_failed(agent, left)
+            outcome = self.roster.standby_failed(agent, left, self._now_ns) if worker.standby else None
+            if outcome is not None and not self.generation:
+                self._end(outcome, grace_ns=0)
             return
         world.ends[member.rank] = left
         if worker.doomed or left.reason in SUCCEEDED:
@@ -304,14 +301,6 @@ class Gang:
             self._fault(reason, cause.sentence(), self._now_ns)
         elif self._doubted_ns is None:
             self._doubted_ns = self._now_ns
-
-    def _standby_failed(self, agent: AgentSeen, left: Left) -> None:
-        agent.failed += 1
-        agent.spawn_after_ns = self._now_ns + min(10 * SECOND, 100 * MILLISECOND * 2 ** min(agent.failed, 10))
-        self._failures.append(left)
-        if not self._ever_ready and len(self._failures) >= self.limits.standby_failures:
-            told = next((one for one in self._failures if one.reason != WORKER_LOST), left)
-            self._end(Outcome(told.reason, f"no worker could be made ready: {told.message}"), grace_ns=0)
 
     def _lose_agent(self, agent: AgentSeen, why: str) -> None:
         del self.roster.agents[agent.agent]
@@ -451,7 +440,12 @@ class Gang:
 
     def _in_deciding(self) -> None:
         asked_ns = self._now_ns - self._since_ns
-        going = [worker for worker in self.roster.workers() if worker.generation]
+        # An agent heeds in order: when it has answered, its members of older worlds have been killed.
+        going = [
+            worker
+            for worker in self.roster.workers()
+            if worker.generation and (self.terms.exclusive or self._memories.owes(worker.agent))
+        ]
         if going and asked_ns < self.limits.leave_ns:
             return
         source = self._memories.newest(self.roster.addresses)
@@ -639,7 +633,7 @@ class Gang:
         if members is not None:
             self.world = World(self.generation, members, frozenset(), self._now_ns)
             self._before = members
-            self._adopting, self._ever_ready = False, True
+            self._adopting = False
             self._enter(State.FORMING)
         elif self._now_ns - self._since_ns > self.limits.adopt_ns:
             self._adopting = False

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.platforms.engines.native.causes import SUCCEEDED
+from orchestrator.platforms.engines.base import Outcome
+from orchestrator.platforms.engines.native.causes import SUCCEEDED, WORKER_LOST
 from orchestrator.platforms.engines.native.commands import Tell
 from orchestrator.platforms.engines.native.messages import (
     READY,
@@ -22,7 +23,7 @@ from orchestrator.platforms.engines.native.messages import (
     Spawn,
     WorkerBeat,
 )
-from orchestrator.platforms.engines.native.terms import Judgements, Limits, Terms
+from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, Judgements, Limits, Terms
 from orchestrator.platforms.engines.native.warnings import Warnings
 
 
@@ -232,6 +233,8 @@ class Roster:
         self._prefix = prefix
         self._arrived = 0
         self._spawned = 0
+        self._ever_ready = False
+        self._failures: list[Left] = []
 
     def add(self, hello: Hello, now_ns: int) -> AgentSeen:
         self._arrived += 1
@@ -267,6 +270,22 @@ class Roster:
             ranks = sorted(other.rank for other in found.values() if other.agent == worker.agent)
             members.append(_member(agent, worker, rank, ranks.index(rank), len(ranks), self._ranks))
         return tuple(members)
+
+    def standby_ready(self, agent: AgentSeen) -> None:
+        self._ever_ready = True
+        agent.failed = 0
+        self._failures.clear()
+
+    def standby_failed(self, agent: AgentSeen, left: Left, now_ns: int) -> Outcome | None:
+        """One ended before it was used. The next on this agent comes after a pause; when none was ever ready anywhere and
+        several have failed, there will be none: the attempt's outcome."""
+        agent.failed += 1
+        agent.spawn_after_ns = now_ns + min(10 * SECOND, 100 * MILLISECOND * 2 ** min(agent.failed, 10))
+        self._failures.append(left)
+        if self._ever_ready or len(self._failures) < self._limits.standby_failures:
+            return None
+        told = next((one for one in self._failures if one.reason != WORKER_LOST), left)
+        return Outcome(told.reason, f"no worker could be made ready: {told.message}")
 
     def newly_ready(self, agent: AgentSeen) -> list[str]:
         """Slots of the agent where workers are ready for the first time."""

@@ -52,6 +52,10 @@ class Memories:
         """Somebody who was asked has not answered."""
         return bool(self._asked)
 
+    def owes(self, agent: str) -> bool:
+        """It was asked and has not answered."""
+        return agent in self._asked
+
     @property
     def answered(self) -> bool:
         """Everybody who was asked has answered, and somebody was asked."""

@@ -25,11 +25,14 @@ class Terms:
     """The numbers of workers that a world may have, ascending."""
     ranks_per_worker: int = 1
     elastic: bool = True
+    exclusive: bool = False
+    """A worker's place must be free before another takes it: its memory is a GPU's. On CPUs a worker that was sent
+    SIGKILL does nothing any more, and the next world need not wait until the kernel has cleared it away."""
 
     @classmethod
     def of(cls, request: RunRequest) -> Terms:
         sizes = request.sizes if request.elastic else (request.workers,)
-        return cls(sizes, request.ranks_per_worker, request.elastic)
+        return cls(sizes, request.ranks_per_worker, request.elastic, request.gpus_per_worker > 0)
 
     def fit(self, target: int, room: int) -> int | None:
         """The largest allowed size within `target` and `room`; None when not even the smallest has room. A target below
