@@ -62,6 +62,17 @@ def test_events_that_nobody_takes_are_let_go_and_counted() -> None:
     assert max(kept) == 99
 
 
+def test_events_travel_in_messages_of_bounded_size() -> None:
+    """Many large events are cut into messages of about a mebibyte; a larger one goes alone; none is lost."""
+    outbox = Outbox()
+    for number, size in enumerate((400_000, 400_000, 400_000, 3_000_000, 10, 10)):
+        outbox.add({"kind": "log", "number": number, "lines": ["x" * size]})
+    batches = []
+    while (batch := outbox.batch()) is not None:
+        batches.append([event["number"] for event in batch[1]])
+    assert batches == [[0, 1], [2], [3], [4, 5]]
+
+
 def test_the_words_for_an_end() -> None:
     """A signal is named, a status is given."""
     assert lifeline.exit_text(3) == "exited with status 3"

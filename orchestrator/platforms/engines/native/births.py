@@ -151,8 +151,13 @@ class Births:
         """Called a few times a second: fresh processes that have ended."""
         for process in list(self._fresh):
             assert process.popen is not None
-            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None:
+            try:
+                ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            except ChildProcessError:  # somebody else in this process collects its children
+                self._fresh.remove(process)
+                self._over(process, None)
+                continue
+            if ended:
                 lifeline.end_group(process.pid)  # what it had started, while its number is still its own
                 self._fresh.remove(process)
                 self._over(process, process.popen.wait())

@@ -36,7 +36,7 @@ from orchestrator.domain.clock import Clock, SystemClock
 from orchestrator.platforms.engines.base import Wishes
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.memory import Memory
-from orchestrator.platforms.engines.native.messages import FORMING, READY, WARMING, Frames, encode
+from orchestrator.platforms.engines.native.messages import FORMING, READY, WARMING, Frames, ProtocolError, encode
 from orchestrator.platforms.engines.native.priority import behind
 from orchestrator.platforms.engines.rank import classify, output_heard, prepare
 
@@ -46,6 +46,7 @@ makes progress: that is what the steps are for."""
 CLOSE_SECONDS = 10.0
 MAX_KEPT_LINES = 20_000
 """Log lines kept while they cannot be sent; beyond it the oldest are let go, and their number is told."""
+MAX_SENT_LINES = 2_000
 RECEIVE_BYTES = 256 * 1024
 UNPLACED = -1
 """What stands for the rank in log lines of a worker that never got a place."""
@@ -161,6 +162,9 @@ class AgentLink:
                     self._read()
         except ConnectionError:
             self._gone()
+        except BaseException:  # noqa: BLE001 - a worker that nobody can hear or tell anything must not go on: reported, ended
+            traceback.print_exc()
+            self._gone()
 
     def _write(self) -> None:
         with self._changed:
@@ -171,7 +175,7 @@ class AgentLink:
             for message in messages:
                 try:
                     self._out += encode(message)
-                except (TypeError, ValueError) as error:  # what JSON cannot say: keys that are no text, a circle
+                except (TypeError, ValueError, ProtocolError) as error:  # keys that are no text, a circle; far too long
                     lines = [f"an event could not be sent: {error}"]
                     self._out += encode({"kind": "event", "event": self._log(lines)})
             while self._out:
@@ -185,9 +189,9 @@ class AgentLink:
         if self._lines_dropped:
             self._lines.appendleft(f"({self._lines_dropped} lines were dropped here: they came faster than they go)")
             self._lines_dropped = 0
-        if self._lines:
-            self._queue.append({"kind": "event", "event": self._log(list(self._lines))})
-            self._lines.clear()
+        while self._lines:
+            lines = [self._lines.popleft() for _ in range(min(len(self._lines), MAX_SENT_LINES))]
+            self._queue.append({"kind": "event", "event": self._log(lines)})
 
     def _log(self, lines: Sequence[str]) -> Mapping[str, Any]:
         return {"kind": "log", "rank": self.rank, "lines": lines, "at_ns": self._clock.now_ns()}

@@ -21,7 +21,8 @@ from orchestrator.platforms.engines.native.messages import LEFT, WARMING, Frames
 
 RECEIVE_BYTES = 256 * 1024
 MAX_KEPT_EVENTS = 50_000
-MAX_SENT_EVENTS = 1_000
+MAX_SENT_BYTES = 1024 * 1024
+"""Of events in one message; one that is larger goes alone."""
 
 
 class Line:
@@ -105,6 +106,7 @@ class Outbox:
     def __init__(self, most: int = MAX_KEPT_EVENTS) -> None:
         self._most = most
         self._events: deque[Mapping[str, Any]] = deque()
+        self._sizes: deque[int] = deque()
         self._first = 0
         self._sent = 0
 
@@ -113,6 +115,7 @@ class Outbox:
 
     def add(self, event: Mapping[str, Any]) -> None:
         self._events.append(event)
+        self._sizes.append(len(encode(event)))
         if len(self._events) > self._most:
             self._let_go(max(2, self._most // 10), event)
 
@@ -120,6 +123,7 @@ class Outbox:
         """The coordinator has the first `count` of all."""
         while self._first < count and self._events:
             self._events.popleft()
+            self._sizes.popleft()
             self._first += 1
         self._sent = max(self._sent, self._first)
 
@@ -130,20 +134,28 @@ class Outbox:
     def batch(self) -> tuple[int, list[Mapping[str, Any]]] | None:
         """The next events to send with the number of the first; None when all are on their way."""
         start = self._sent - self._first
-        events = list(islice(self._events, start, start + MAX_SENT_EVENTS))
-        if not events:
+        count = size = 0
+        for each in islice(self._sizes, start, None):
+            size += each
+            if count and size > MAX_SENT_BYTES:
+                break
+            count += 1
+        if not count:
             return None
-        first, self._sent = self._sent, self._sent + len(events)
-        return first, events
+        first, self._sent = self._sent, self._sent + count
+        return first, list(islice(self._events, start, start + count))
 
     def _let_go(self, count: int, latest: Mapping[str, Any]) -> None:
         """The oldest `count` make room for one that says so; the numbers of the others stay."""
         gone = sum(event.get("let_go", 1) for event in islice(self._events, count))
         for _ in range(count):
             self._events.popleft()
+            self._sizes.popleft()
         lines = [f"({gone} events were dropped here: nobody took them for too long)"]
         rank, at_ns = latest.get("rank"), latest.get("at_ns")
-        self._events.appendleft({"kind": "log", "rank": rank, "lines": lines, "at_ns": at_ns, "let_go": gone})
+        told = {"kind": "log", "rank": rank, "lines": lines, "at_ns": at_ns, "let_go": gone}
+        self._events.appendleft(told)
+        self._sizes.appendleft(len(encode(told)))
         self._first += count - 1
         self._sent = max(self._sent, self._first)
 
