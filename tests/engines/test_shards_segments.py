@@ -68,7 +68,7 @@ class Node:
             "source": None,
             "near": ["", 0],
         }
-        grant |= {"rank": 0, "every": None}
+        grant |= {"rank": 0, "every": None, "paired": False}
         self.memory = Memory(grant, SystemClock())
 
     def open(self) -> None:

@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,8 @@ def test_copies_are_what_was_published_when_the_node_is_gone() -> None:
 def test_a_lost_neighbour_stops_nobody_and_comes_back() -> None:
     """The neighbour dies: the rank goes on alone and it is told why. Another takes its address: copies go on by themselves."""
     with stores(2, patience_seconds=0.5) as (here, there):
-        memory = rank_memory(here, replica=there.address)
+        told: list[dict[str, Any]] = []
+        memory = Memory(here.admit(1, 0, 1, replica=there.address, source=None), SystemClock(), tell=told.append)
         open_shard(memory, SHARD)
         publish(memory, MODEL, SHARD, 1)
         assert memory.settle()
@@ -113,6 +115,11 @@ def test_a_lost_neighbour_stops_nobody_and_comes_back() -> None:
                 wire.send(line, {"kept": True})
                 wait_for(lambda: not memory.alone, "the rank has a neighbour again")
                 assert here.numbers()[0].alone_because is None
+                assert memory.settle()
+        assert [event["lines"][0].split(":")[0] for event in told] == [
+            "the state of this rank is in one place only",
+            "the state of this rank is in two places again",
+        ]
         memory.close()
 
 

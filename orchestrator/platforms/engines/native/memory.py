@@ -34,6 +34,12 @@ LOOK_SECONDS = 0.5
 _PARALLEL = 4
 _HINT = "load the newest checkpoint instead"
 
+_ALONE = (
+    "the state of this rank is in one place only: its neighbour does not take copies; if this node is lost meanwhile, the job "
+    "resumes from its newest checkpoint"
+)
+_PAIRED = "the state of this rank is in two places again"
+
 T = TypeVar("T")
 
 
@@ -70,7 +76,7 @@ class Memory:
         tell: Callable[[dict[str, Any]], object] = lambda event: None,
         limit_seconds: float = LIMIT_SECONDS,
     ) -> None:
-        """`tell` takes `replication` events, from rank 0. Raises OSError when the agent is gone."""
+        """`tell` takes events: `replication` from rank 0, `log` from any. Raises OSError when the agent is gone."""
         self._clock = clock
         self._limit_ns = int(limit_seconds * NANOSECONDS_PER_SECOND)
         self._look_ms = min(LOOK_SECONDS, limit_seconds) * 1000
@@ -81,7 +87,8 @@ class Memory:
         self._poll.register(self._answer, select.POLLIN)
         self._sequence = 0
         self._pace = Pace(grant["every"])
-        self._first, self._tell = grant["rank"] == 0, tell
+        self._rank, self._paired, self._tell = grant["rank"], grant["paired"], tell
+        self._told_alone = False
         self._taken: tuple[int, int, int] | None = None
         self._wait_ns = 0
         self._given_up: int | None = None
@@ -127,8 +134,16 @@ class Memory:
         """Wait until the neighbour has what was published last; True when it has, False when there is none that answers.
 
         To be called before the collective call that ends a step: when that is over, every rank has waited. In bounded time:
-        a dead neighbour must not stop a healthy rank, the coordinator will have found it dead by then.
+        a dead neighbour must not stop a healthy rank, the coordinator will have found it dead by then. That the rank goes
+        on without a second copy, and that it has one again, is told as a line of its log.
         """
+        held = self._settled()
+        if self._paired and held == self._told_alone:
+            self._told_alone = not held
+            self._tell({"kind": "log", "rank": self._rank, "lines": [_PAIRED if held else _ALONE]})
+        return held
+
+    def _settled(self) -> bool:
         segment = self._segment
         if not self._sequence or segment.acknowledged >= self._sequence:
             return True
@@ -174,7 +189,7 @@ class Memory:
         self._segment.commit(slot, self._sequence + 1, step, text, ended_ns - began_ns, self._wait_ns)
         self._sequence += 1
         ring(self._bell)
-        if self._pace.note(step, began_ns, ended_ns, self._wait_ns, self._segment.ship_ns) and self._first:
+        if self._pace.note(step, began_ns, ended_ns, self._wait_ns, self._segment.ship_ns) and self._rank == 0:
             self._tell(self._replication())
         self._taken, self._wait_ns = None, 0
 

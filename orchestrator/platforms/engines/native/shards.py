@@ -110,6 +110,7 @@ class ShardStore:
             "answer": down,
             "source": dict(source) if source is not None else None,
             "every": every,
+            "paired": replica is not None,
             "near": list(self.address),
             "token": self._token,
             "patience_seconds": self._patience,
