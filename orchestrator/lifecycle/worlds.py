@@ -42,6 +42,8 @@ def lost(state: JobState, event: on.Event, limits: Limits) -> Result:
     assert isinstance(event, on.WorldLost)
     voluntary = event.reason in on.VOLUNTARY
     began_ns, known = min(event.began_ns, event.at_ns), event.reason in set(TerminationReason)
+    if state.phase is Phase.RUNNING:  # it trained for a moment: what came before is over, and does not go on again
+        began_ns = max(began_ns, state.phase_since_ns + 1)
     reason = TerminationReason(event.reason) if known else TerminationReason.WORKER_LOST
     word = event.reason if voluntary else reason.value
     before = state.world_workers if state.world_workers is not None else state.workers
