@@ -13,11 +13,17 @@ from orchestrator.training.link import UNPLANNED_EVERY_SECONDS, Wishes
 class Cadence:
     """`checkpoint.every` of one rank, counted from the newest save."""
 
-    def __init__(self, checkpoint: Checkpoint, clock: Clock, rank: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, clock: Clock, rank: int, unsaved_ns: int = 0) -> None:
+        """`unsaved_ns`: how long nothing was saved by now, where another world's time counts too."""
         self._checkpoint = checkpoint
         self._clock = clock
         self._rank = rank
-        self._since_ns = clock.monotonic_ns()
+        self._since_ns = clock.monotonic_ns() - unsaved_ns
+
+    @property
+    def unsaved_ns(self) -> int:
+        """Time since the newest save began."""
+        return self._clock.monotonic_ns() - self._since_ns
 
     def time_due(self, wishes: Wishes) -> bool:
         """Whether so much time has passed. Always False on ranks other than 0."""

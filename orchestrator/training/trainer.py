@@ -123,7 +123,9 @@ class Trainer:
         self._plan_steps()
         self._form()
         restored = self._restore_from_memory() or self._restore_from_checkpoint()
-        self.cadence = Cadence(self.assignment.spec.checkpoint, self.reporter.clock, self.peers.rank)
+        self.cadence = Cadence(
+            self.assignment.spec.checkpoint, self.reporter.clock, self.peers.rank, restored.pop("unsaved_ns", 0)
+        )
         self.reporter.first("restored", step=self.progress.step, generation=self.generation, **restored)
         if self.progress.reports.kept:
             self.reporter.first("steps_again", steps=list(self.progress.reports.kept))
@@ -322,7 +324,14 @@ class Trainer:
             after.evaluate = True
         self.unfinished = after if where is None or after.evaluate else None
         self.saver.tidy()
-        return {"source": "memory", "uri": self.restored_from, "covers_ns": after.covers_ns, "refused": []}
+        since_ns = max(0, self.reporter.clock.now_ns() - after.covers_ns)
+        return {
+            "source": "memory",
+            "uri": self.restored_from,
+            "covers_ns": after.covers_ns,
+            "refused": [],
+            "unsaved_ns": found["unsaved_ns"] + since_ns,
+        }
 
     def _import(self, attached: fragments.EngineState) -> str | None:
         """Begin from what `checkpoint.importFrom` names, if it names something: its place. Steps are counted on."""
@@ -424,6 +433,7 @@ class Trainer:
             "after": after,
             "wishes_kept": self.wishes_kept,
             "owed": self.saves,
+            "unsaved_ns": self.cadence.unsaved_ns,
         }
         self.state.publish(self.progress.step, where)
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from orchestrator import storage
+from orchestrator.spec.models import Checkpoint
 from orchestrator.training.agreement import Peers
+from orchestrator.training.cadence import Cadence
 from orchestrator.training.errors import WorkerFailed
 from orchestrator.training.fragments import Local
-from orchestrator.training.link import Place
+from orchestrator.training.link import Place, Wishes
 from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import StepReports
 from orchestrator.training.run_state import RunState
@@ -208,3 +210,31 @@ def test_reports_are_forgotten_up_to_a_step() -> None:
     assert [report["step"] for report in progress.to_document()["reports"]["kept"]] == list(range(31, 101))
     assert [report["step"] for report in progress.to_document(3)["reports"]["kept"]] == [98, 99, 100]
     assert Progress.from_document(progress.to_document()) == progress
+
+
+class StillClock:
+    """Stands until it is moved."""
+
+    now = 0
+
+    def now_ns(self) -> int:
+        return self.now
+
+    def monotonic_ns(self) -> int:
+        return self.now
+
+
+def test_time_without_a_save_counts_across_worlds() -> None:
+    """A save that is due every minute is due although no world lives that long."""
+    checkpoint = Checkpoint(every="60s")
+    clock, unsaved_ns = StillClock(), 0
+    for _ in range(3):
+        cadence = Cadence(checkpoint, clock, 0, unsaved_ns)
+        clock.now += 19 * 10**9
+        assert not cadence.time_due(Wishes())
+        unsaved_ns = cadence.unsaved_ns
+    cadence = Cadence(checkpoint, clock, 0, unsaved_ns)
+    clock.now += 4 * 10**9
+    assert cadence.time_due(Wishes())
+    cadence.saved()
+    assert not cadence.time_due(Wishes())
