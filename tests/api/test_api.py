@@ -315,12 +315,30 @@ def test_no_secret_in_any_answer(served: Served, env_with_secrets: dict[str, Any
     assert [variable["value"] for variable in shown] == ["***", "***", "seen"]
 
 
+def test_scale_over_the_api(served: Served) -> None:
+    """A wish for a size is in the answer; a size that the job may not have is a conflict, and no number a usage error."""
+    served.client.submit(document("a", suspend=True, workers={"min": 1, "max": 4}))
+    status = served.client.scale("default", "a", 3)["status"]
+    assert (status["workers"]["desired"], status["worldSize"], status["disruptions"]) == (3, 3, [])
+    with pytest.raises(Conflict, match="5 workers is not a size that it may have"):
+        served.client.scale("default", "a", 5)
+    with pytest.raises(UsageError):
+        served.client.scale("default", "a", 0)
+    served.client.submit(document("fixed", suspend=True))
+    with pytest.raises(Conflict, match="fixed number of workers"):
+        served.client.scale("default", "fixed", 1)
+    with pytest.raises(NotFound):
+        served.client.scale("default", "nobody", 1)
+
+
 def test_openapi_describes_the_routes_and_the_job(served: Served) -> None:
     """Every route is there, the request body is a TrainingJob, and every reference leads somewhere."""
     _, text = served.raw("GET", "/openapi.json")
     whole = json.loads(text)
     job_path = "/v1/namespaces/{namespace}/trainingjobs/{name}"
-    assert {job_path, f"{job_path}/logs", f"{job_path}/cancel", "/v1/info", "/metrics"} <= set(whole["paths"])
+    assert {job_path, f"{job_path}/logs", f"{job_path}/cancel", f"{job_path}/scale", "/v1/info", "/metrics"} <= set(
+        whole["paths"]
+    )
     submit = whole["paths"]["/v1/namespaces/{namespace}/trainingjobs"]["post"]
     assert submit["requestBody"]["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/TrainingJob"
     assert "spec" in whole["components"]["schemas"]["TrainingJob"]["properties"]

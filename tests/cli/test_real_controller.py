@@ -157,6 +157,22 @@ def test_suspend_and_resume(run: Run) -> None:
     assert run("wait", "sentiment").returncode == 11
 
 
+def test_scale(run: Run) -> None:
+    """An elastic job goes on with the wished number of workers, told as a resize; `status` shows its bounds."""
+    elastic = ("--set", "spec.workers={min: 1, max: 2}")
+    assert run("submit", "job.yaml", "-d", *LONG, *elastic).returncode == 0
+    assert run("wait", "sentiment", "--for", "Running", "-q").returncode == 0
+    assert run("scale", "sentiment", "1", "-w").returncode == 0
+    status = json.loads(run("status", "sentiment", "-o", "json").stdout)["status"]
+    assert (status["workers"]["ready"], status["generation"], status["restarts"]["resize"]) == (1, 2, 1)
+    assert "1/1 ready (1 to 2), attempt 1, 0 restarts, 1 resize" in run("status", "sentiment").stdout
+    assert "Resized after step" in run("describe", "sentiment").stdout
+    refused = run("scale", "sentiment", "3")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert "its sizes are 1, 2" in refused.stderr
+    assert run("cancel", "sentiment", "-w").returncode == 0
+
+
 def test_ctrl_c_leaves_the_job_running(run: Run, environ: dict[str, str], tmp_path: Path) -> None:
     """SIGINT on an attached submit ends the command only: exit code 130, and the job trains on."""
     with attached(environ, tmp_path, *LONG) as running:
