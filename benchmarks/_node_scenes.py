@@ -5,11 +5,11 @@ finished step: `{"step", "end_ns", "world", "size", "node"}` with `world` anothe
 
 What is measured, all by the monotonic clock of this machine:
 
-* `to_step`: from the event to the end of the first step of the next world of the awaited size;
+* `to_step`: from the event to the end of the first step of a later world of the awaited size;
 * `to_useful`: to the end of the first step that no world had finished before;
 * `redone`: steps that were made again;
-* `dead`: the longest time without a finished step, from the last step before the next world to its first; for a notice
-  or a join that is what training stood still.
+* `dead`: the time without a finished step, from the old world's last to the next one's first; for a notice or a join that
+  is what training stood still.
 
 Limits: steps are rank 0's; the others are within one all-reduce of it.
 """
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -57,31 +58,53 @@ class Scene:
         return SIZE if self.event == "join" else SIZE - 1
 
 
-def play(scene: Scene, begin: Callable[[], None], rows: Rows) -> dict[str, Any]:
-    """Bring up the nodes, begin the run, let the event happen, and wait until it has gone on for some steps."""
-    with ray_nodes(os.environ) as cluster:
+def _nothing() -> None:
+    """The processes of the nodes are all there is to end."""
+
+
+@contextmanager
+def closing_with(finish: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        finish()
+
+
+def _settled() -> bool:
+    return True
+
+
+def play(
+    scene: Scene,
+    begin: Callable[[], None],
+    rows: Rows,
+    finish: Callable[[], None] = _nothing,
+    settled: Callable[[], bool] = _settled,
+) -> dict[str, Any]:
+    """Bring up the nodes, begin the run, wait until it has settled, let the event happen, wait until the run has gone on for
+    some steps, and finish it."""
+    with ray_nodes(os.environ) as cluster, closing_with(finish):
         nodes = [cluster.add_node() for _ in range(scene.before)]
         begin()
-        _until(lambda: len(_of(rows(), scene.before)) >= STEPS_BEFORE, scene.patience_seconds, rows)
+        _until(lambda: len(_of(rows(), scene.before)) >= STEPS_BEFORE and settled(), scene.patience_seconds, rows)
         home = rows()[-1]["node"]
         on_rank_0 = [node for node in nodes if node.node_id == home]
         others = [node for node in nodes if node.node_id != home]
         victim = on_rank_0[0] if scene.victim == 0 and on_rank_0 else others[scene.victim % len(others)]
         event_ns = time.monotonic_ns()
         _happen(scene, victim, cluster)
-        done = max(row["step"] for row in rows() if row["end_ns"] <= event_ns)
-        _until(lambda: _gone_on(rows(), scene.after, event_ns, done), scene.patience_seconds, rows)
+        _until(lambda: _gone_on(rows(), event_ns, scene.after), scene.patience_seconds, rows)
         taken = rows()
         if scene.event == "freeze":
             victim.kill()
-    return {"event": scene.event, "victim": scene.victim, **measure(taken, event_ns, scene.after)}
+    facts = {"event": scene.event, "victim": scene.victim, "event_ns": event_ns}
+    return {**facts, **measure(taken, event_ns, scene.after)}
 
 
 def measure(rows: Sequence[Row], event_ns: int, size: int) -> dict[str, Any]:
-    """What the module's docstring says, in seconds and steps; `step_seconds` is the median step before the event."""
-    new = _next_world(rows, size, event_ns)
-    world = new[0]["world"]
-    old = [row for row in rows if row["end_ns"] < new[0]["end_ns"] and row["world"] != world]
+    """What the module's docstring says, in seconds and steps; `step_seconds` is the median step before the event, `worlds`
+    how many worlds were begun after it."""
+    old, new = _around(rows, event_ns, size)
     done = max(row["step"] for row in old)
     useful = next(row for row in new if row["step"] > done)
     ends = [row["end_ns"] for row in old if row["end_ns"] <= event_ns]
@@ -93,6 +116,7 @@ def measure(rows: Sequence[Row], event_ns: int, size: int) -> dict[str, Any]:
         "redone": max(0, done - new[0]["step"] + 1),
         "step_seconds": gaps[len(gaps) // 2] / NANOSECONDS if gaps else None,
         "size": new[0]["size"],
+        "worlds": len({row["world"] for row in new}),
     }
 
 
@@ -108,23 +132,17 @@ def _happen(scene: Scene, victim: RayNode, cluster: Any) -> None:
             cluster.add_node()
 
 
-def _gone_on(rows: Sequence[Row], size: int, event_ns: int, done: int) -> bool:
-    new = _next_world(rows, size, event_ns)
-    return len(new) >= STEPS_AFTER and any(row["step"] > done for row in new) and new[-1]["step"] > _most(rows, new)
+def _gone_on(rows: Sequence[Row], event_ns: int, size: int) -> bool:
+    old, new = _around(rows, event_ns, size)
+    done = max(row["step"] for row in old)
+    return len([row for row in new if row["step"] > done]) >= STEPS_AFTER
 
 
-def _most(rows: Sequence[Row], new: Sequence[Row]) -> int:
-    """The last step that an older world finished."""
-    return max(
-        (row["step"] for row in rows if row["world"] != new[0]["world"] and row["end_ns"] < new[0]["end_ns"]), default=0
-    )
-
-
-def _next_world(rows: Sequence[Row], size: int, event_ns: int) -> list[Row]:
-    """The steps of the first world of this size that was not there before the event."""
+def _around(rows: Sequence[Row], event_ns: int, size: int) -> tuple[list[Row], list[Row]]:
+    """Steps of the worlds that were there at the event, and of later ones of the awaited size."""
     known = {row["world"] for row in rows if row["end_ns"] <= event_ns}
-    new = [row for row in rows if row["world"] not in known and row["size"] == size]
-    return [row for row in new if row["world"] == new[0]["world"]]
+    old = [row for row in rows if row["world"] in known]
+    return old, [row for row in rows if row["world"] not in known and row["size"] == size]
 
 
 def _of(rows: Sequence[Row], size: int) -> list[Row]:
