@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.platforms.engines.native.priority import may_return_to
+from orchestrator.platforms.engines.native.priority import BEHIND, may_return_to
 from orchestrator.platforms.engines.native.processes import LocalAgents
 from tests.engines.agent_harness import Harness, gone, one_agent, until
 
@@ -97,7 +97,7 @@ def test_a_standby_warms_up_behind_those_that_train(pair: Pair) -> None:
     result = harness.until_left("b")["result"]
     before = os.nice(0)
     assert result["niceness"] == before
-    assert result["warmed"]["niceness"] == (min(19, before + 10) if may_return_to(before) else before)
+    assert result["warmed"]["niceness"] == (min(19, before + BEHIND) if may_return_to(before) else before)
 
 
 def test_a_worker_finds_its_place_in_its_environment(pair: Pair, tmp_path: Path) -> None:
