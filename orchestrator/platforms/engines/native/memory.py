@@ -140,7 +140,9 @@ class Memory:
         held = self._settled()
         if self._paired and held == self._told_alone:
             self._told_alone = not held
-            self._tell({"kind": "log", "rank": self._rank, "lines": [_PAIRED if held else _ALONE]})
+            line = _PAIRED if held else _ALONE
+            now_ns = self._clock.now_ns()
+            self._tell({"kind": "log", "rank": self._rank, "lines": [line], "at_ns": now_ns})
         return held
 
     def _settled(self) -> bool:
