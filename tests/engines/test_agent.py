@@ -168,6 +168,22 @@ def test_a_frozen_worker_shows_by_the_age_of_its_step(pair: Pair) -> None:
     assert harness.until_left("w")["message"] == "ended by its agent: hung"
 
 
+def test_what_workers_say_to_a_frozen_agent_is_kept(pair: Pair) -> None:
+    """While the agent is stopped its workers step on; going again, it tells of every step, each once."""
+    harness, agents = pair
+    harness.run("w", "step")
+    pid = harness.until_state("w", "RUNNING")["pid"]
+    harness.until(lambda: len(harness.events.get("w", {})) > 5)
+    os.kill(node_pid(agents), signal.SIGSTOP)
+    before = len(harness.events["w"])
+    worked = psutil.Process(pid).num_ctx_switches().voluntary
+    until(lambda: psutil.Process(pid).num_ctx_switches().voluntary > worked + 100, "the worker stands still too")
+    os.kill(node_pid(agents), signal.SIGCONT)
+    harness.until(lambda: len(harness.events["w"]) > before + 20)
+    assert sorted(harness.events["w"]) == list(range(len(harness.events["w"])))
+    assert all(event == {"kind": "step", "step": number} for number, event in harness.events["w"].items())
+
+
 def test_only_members_are_asked_to_regroup(pair: Pair) -> None:
     """The wish reaches the workers of that generation, and not one that gets its place later."""
     harness, _ = pair

@@ -115,7 +115,7 @@ class LocalAgents:
             process = subprocess.Popen(
                 [sys.executable, "-m", AGENT],
                 stdin=subprocess.PIPE,
-                env={**self._environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)},
+                env={**self._environ, "PYTHONPATH": os.pathsep.join(own_path())},
                 start_new_session=True,
             )
             assert process.stdin is not None
@@ -160,6 +160,11 @@ class LocalAgents:
             aside = self._file.with_suffix(".partial")
             aside.write_text(f"{address[0]} {address[1]}\n")
             aside.replace(self._file)
+
+
+def own_path() -> list[str]:
+    """Where this process finds modules beside the interpreter's own: the loop's may be there."""
+    return [part for part in sys.path if part and not part.startswith((sys.prefix, sys.base_prefix))]
 
 
 def agent_name(node: str) -> str:
