@@ -337,15 +337,34 @@ def test_when_the_template_is_killed_its_workers_are_lost_and_the_next_are_well(
     assert template_of(agents) != first
 
 
-@pytest.mark.parametrize("loops", ["threaded_loops", "refusing_loops"])
+@pytest.mark.parametrize("loops", ["threaded_loops", "refusing_loops", "dying_loops"])
 def test_where_no_fork_can_be_workers_are_started_afresh(pair: Pair, loops: str) -> None:
-    """A template with a second thread, or one whose imports fail, is given up; its workers are the agent's children."""
+    """A template with a second thread, or one whose imports fail or that dies of them, is given up; its workers are the
+    agent's children."""
     harness, agents = pair
     for rank, name in enumerate(("a", "b")):
         harness.run(name, f"tests.engines.{loops}:run", generation=rank + 1)
         left = harness.until_left(name)
         assert left["reason"] == "Completed", left
         assert left["result"]["parent"] == node_pid(agents)
+
+
+def test_processes_are_told_apart_by_number_where_the_kernel_gives_no_handle(tmp_path: Path) -> None:
+    """Without pidfds (old kernels, some containers) workers are dumped, killed and told all the same."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.pidfd_open = lambda *_: os.read(-1, 1)\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with one_agent() as (harness, agents):
+            harness.run("w", "hang_in_c")
+            harness.until_event("w", "waiting")
+            assert "anon_inode:[pidfd]" not in {
+                os.readlink(f"/proc/{node_pid(agents)}/fd/{fd}") for fd in os.listdir(f"/proc/{node_pid(agents)}/fd")
+            }
+            harness.say({"kind": "dump", "worker": "w"})
+            (stacks,) = harness.until(lambda: harness.of_kind("stacks"))
+            assert "in hang_in_c" in stacks["text"]
+            harness.say({"kind": "kill", "worker": "w", "why": "a test"})
+            assert harness.until_left("w")["exit"] == -9
 
 
 def test_with_gpus_each_worker_is_a_fresh_process_and_gone_when_told(pair: Pair) -> None:

@@ -2,9 +2,11 @@
 
 Each agent leads a session of its own and is no child that dies with its parent: when the driver goes, the agents keep their
 workers going until another comes (see `agent`). With a `folder`, the coordinator's address is kept in a file there, which
-agents read before each try to connect; a driver that comes back writes its own.
+agents read before each try to connect; a driver that comes back (with the job's old token, and no `slots` of its own) writes
+its address there.
 
-Limits: all "nodes" share this machine's memory, processors and clock; only their processes are apart.
+Limits: all "nodes" share this machine's memory, processors and clock; only their processes are apart. `stop` sees to the end
+of the agents that this object started; those of a driver before it end by the coordinator's goodbye alone.
 """
 
 from __future__ import annotations
