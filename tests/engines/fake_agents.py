@@ -139,8 +139,8 @@ class FakeAgent:
         self.got.append(message)
         match message["kind"]:
             case "spawn":
-                worker = str(message["worker"])
-                self.workers[worker] = {"worker": worker, "state": READY, "generation": 0}
+                spawned = str(message["worker"])
+                self.workers[spawned] = {"worker": spawned, "state": READY, "generation": 0}
             case "plan":
                 place: dict[str, Any] = {name: message[name] for name in ("generation", "rank", "world_size")}
                 state = RUNNING if self.obedient else FORMING

@@ -335,6 +335,7 @@ class Gang:
             return
         if not self._regroup_told:
             self._report_lost(reason, message, began_ns)
+        self._regroup_told = False
         ran_long = self.state is State.STEADY and self._now_ns - self._since_ns >= self.limits.fruitful_ns
         if world.stepped or ran_long:
             self._fruitless = 0
@@ -429,7 +430,7 @@ class Gang:
             return
         waited = self._now_ns - self._since_ns
         text = f"{self.terms.sizes[0]} workers are needed; {self.roster.sentence(self._now_ns)}"
-        if self.sizing.good_moment(self._now_ns, first=self.generation == 0):
+        if self._good_moment():
             self._decide()
         elif self._stopping:
             self._end(Outcome("Stopped", f"stopped with too few workers: {text}"), grace_ns=0)
@@ -457,7 +458,7 @@ class Gang:
             agent.suspect(self._now_ns + self.limits.suspect_ns)
             del agent.workers[worker.worker]
         size = self.sizing.size(self._now_ns)
-        if size is None or not self.sizing.good_moment(self._now_ns, first=self.generation == 0):
+        if size is None or not self._good_moment():
             self._enter(State.WAITING)
         else:
             self._plan(size, source)
@@ -641,6 +642,9 @@ class Gang:
             self._enter(State.WAITING)
 
     # --- small things ------------------------------------------------------------------------------------------------
+
+    def _good_moment(self) -> bool:
+        return self.sizing.good_moment(self._now_ns, first=self.generation == 0, chosen=self._regroup_told)
 
     def _want(self) -> None:
         wanted = self.sizing.wanted(self._now_ns)

@@ -40,6 +40,8 @@ class Sizing:
         self._warnings = warnings
         self._fits_since_ns: int | None = None
         """Since when a smallest world would have room, while none is planned."""
+        self._grows_since_ns: int | None = None
+        """Since when a larger world than the one that runs would have room."""
 
     @property
     def goal(self) -> int | None:
@@ -56,18 +58,19 @@ class Sizing:
 
     def planned(self) -> None:
         """A world is there."""
-        self._fits_since_ns = None
+        self._fits_since_ns = self._grows_since_ns = None
 
-    def good_moment(self, now_ns: int, *, first: bool) -> bool:
+    def good_moment(self, now_ns: int, *, first: bool, chosen: bool) -> bool:
         """Whether a world should be planned now. It waits a little for what is warming up: another transition for each
-        standby would cost more. The first world waits longer, and for those that nobody has seen yet."""
+        standby would cost more. The first world waits longer, and for those that nobody has seen yet; after a change that
+        was `chosen` for what is ready nothing is waited for."""
         size = self.size(now_ns)
         if size is None:
             self._fits_since_ns = None
             return False
         if self._fits_since_ns is None:
             self._fits_since_ns = now_ns
-        if size == self.goal:
+        if size == self.goal or chosen:
             return True
         waited_ns = now_ns - self._fits_since_ns
         if first:
@@ -88,6 +91,14 @@ class Sizing:
             return None
         if size < now and size == self._terms.fit(self.target, now):
             return Change("Resized", f"{size} workers are wished for instead of {now}")
-        if size > now and self._judgements.worth_growing(now_ns, now, size):
+        if size <= now:
+            self._grows_since_ns = None
+            return None
+        if self._grows_since_ns is None:
+            self._grows_since_ns = now_ns
+        possible = self._terms.fit(self.target, self._roster.room(now_ns, READY, WARMING))
+        if possible != size and now_ns - self._grows_since_ns < self._limits.gather_ns:
+            return None  # training goes on meanwhile, and one transition does for all
+        if self._judgements.worth_growing(now_ns, now, size):
             return Change("Joined", f"{now} workers become {size}")
         return None

@@ -69,7 +69,8 @@ class Limits:
     grace_ns: int = SECOND
     """How long a rank that lost its peers waits for the peer's own story, and an error for other ranks' errors."""
     gather_ns: int = 10 * SECOND
-    """For the whole gang to be ready at an attempt's beginning, when fewer would do."""
+    """For the whole gang to be ready at an attempt's beginning, when fewer would do; and for standbys that are still
+    warming up, before a running world grows by those that are ready."""
     warm_ns: int = SECOND
     """For standbys that are still warming up when a larger world could be had with them: about what another transition
     would cost."""
