@@ -24,7 +24,7 @@ from orchestrator.training.errors import Reason, WorkerFailed, config_invalid
 from orchestrator.training.fragments import EngineState, Local
 from orchestrator.training.link import Memory, Source
 from orchestrator.training.saving import Part, all_refused, as_worker_failure, stored
-from orchestrator.training.snapshot import Layout, Snapshot, chunks_of, copy, lay_out, read_into
+from orchestrator.training.snapshot import Packed, Snapshot, chunks_of, lay_out, read_into
 
 T = TypeVar("T")
 RANGES = "ranges"
@@ -78,7 +78,7 @@ class RunState:
         mine = (*self._snapshot.fragments, *lay_out(frozen, self._frozen_file()).fragments)
         self._fragments = tuple(fragment for part in peers.gather(mine) for fragment in part)
         self._memory: Memory | None = None
-        self._published = Layout((), 0)
+        self._shard: Packed | None = None
         self._with_frozen = False
 
     # ---- out of memory
@@ -174,21 +174,17 @@ class RunState:
     def keep_in(self, memory: Memory) -> None:
         """Make ready to publish into `memory`. After what the run begins from is there."""
         self._with_frozen = any(self._peers.gather(self._engine.frozen_moved))
-        self._published = lay_out(self._to_publish(), MEMORY)
+        self._shard = Packed(self._torch, self._engine.to_save(), MEMORY, () if self._with_frozen else (FROZEN,))
         self._memory = memory
-        memory.open(self._published.fragments, self._published.total_bytes)
+        memory.open(self._shard.layout.fragments, self._shard.layout.total_bytes)
 
     def publish(self, step: int, where: Mapping[str, Any]) -> None:
         """Copy this rank's shard of `step`. No collective; may wait, as `Memory.buffer` says."""
         assert self._memory is not None
+        assert self._shard is not None
         room = self._memory.buffer(step)
-        if self._published.total_bytes:
-            copy(
-                self._torch,
-                self._to_publish(),
-                self._published,
-                self._torch.frombuffer(room, dtype=self._torch.uint8),
-            )
+        if self._shard.layout.total_bytes:
+            self._shard.copy(self._engine.to_save(), self._torch.frombuffer(room, dtype=self._torch.uint8))
         self._memory.publish(
             step,
             {
@@ -220,10 +216,6 @@ class RunState:
 
         self._engine.load(self._engine.parameters, read, document["engine"])
         return document["where"]
-
-    def _to_publish(self) -> Sequence[Local]:
-        plan = self._engine.to_save()
-        return plan if self._with_frozen else [local for local in plan if local.kind != FROZEN]
 
     def _refuse_foreign(self, found: storage.Listed) -> None:
         manifest = found.manifest

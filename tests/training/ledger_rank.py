@@ -48,10 +48,10 @@ def recording(path: Path) -> Iterator[None]:
             yield
 
 
-def record(assignment: Mapping[str, Any], link: Link) -> dict[str, Any]:
+def record(assignment: Mapping[str, Any], link: Link, warm: Any = None) -> dict[str, Any]:
     """`worker.run`, with the ledger open."""
     with recording(Path(assignment["run_dir"]) / f"ledger-{assignment['attempt']}-{os.environ['RANK']}.jsonl"):
-        return run(assignment, link)
+        return run(assignment, link, warm)
 
 
 run = worker.run

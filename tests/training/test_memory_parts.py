@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrator.training.link import Place, Wishes
 from orchestrator.training.progress import Progress
 from orchestrator.training.reporting import StepReports
 from orchestrator.training.run_state import RunState
+from orchestrator.training.snapshot import Packed
 from tests.storage.samples import facts as whole_facts
 from tests.storage.samples import save, write_files
 from tests.training.test_fragments_parts import Small, small_state
@@ -98,6 +100,31 @@ def test_what_was_published_is_taken_up_bit_by_bit(tmp_path: Path) -> None:
     assert fresh.adopt(memory) == WHERE
     for local in its_engine.to_save():
         assert torch.equal(local.view, expected[local.name, local.kind]), (local.name, local.kind)
+
+
+def test_what_lies_side_by_side_is_copied_in_one_piece() -> None:
+    """Neighbours in one tensor are one copy, though they are named in another order; what a step replaced is found again."""
+    flat, alone = torch.arange(10, dtype=torch.float32), torch.full((3,), 9.0)
+
+    def plan(flat: torch.Tensor) -> list[Local]:
+        cuts = {"c": (7, 10), "a": (0, 4), "b": (4, 7)}
+        found = [Local(name, "master", "float32", 0, high - low, flat[low:high]) for name, (low, high) in cuts.items()]
+        return [*found, Local("d", "frozen", "float32", 0, 3, alone), Local("e", "master", "float32", 0, 3, alone)]
+
+    present = plan(flat)
+    packed = Packed(torch, present, "memory", ("frozen",))
+    assert sorted(fragment.name for fragment in packed.layout.fragments) == ["a", "b", "c", "e"]
+    assert packed.layout.total_bytes == 4 * 13
+    for values in (flat, flat + 100):
+        buffer = torch.zeros(packed.layout.total_bytes, dtype=torch.uint8)
+        packed.copy(plan(values), buffer)
+        assert len(packed._runs) == 2
+        for fragment in packed.layout.fragments:
+            local = next(local for local in plan(values) if local.name == fragment.name)
+            stored = buffer[fragment.offset : fragment.offset + fragment.bytes].view(torch.float32)
+            assert stored.tolist() == local.view.tolist()
+    with pytest.raises(WorkerFailed, match="cut otherwise"):
+        packed.copy([replace(local, end=local.end + 1) for local in present], torch.zeros(60, dtype=torch.uint8))
 
 
 def test_frozen_weights_that_never_changed_are_not_published(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ for assignment, most in json.loads(sys.stdin.read()):
 print(json.dumps({"threads": threads, "found": found}))
 """
 LARGE = 64_000_000
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], int]] = {
     "stage 0": ({"deepspeed__stage": 0}, LARGE),
     "stage 1": ({"deepspeed__stage": 1}, LARGE),
     "stage 2": ({"deepspeed__stage": 2}, LARGE),
