@@ -28,7 +28,7 @@ from orchestrator.accounting import (
     PriceBook,
     Statement,
 )
-from orchestrator.controller import cadence, terms
+from orchestrator.controller import cadence, slots, terms
 from orchestrator.controller.bookkeeping import book_command, book_dead_time, book_slot, exported_until_ns
 from orchestrator.controller.hearing import fresh, hear
 from orchestrator.controller.home import Home
@@ -508,7 +508,7 @@ class Controller:
         if record is None:
             return
         if record.driver_id != item.driver_id:
-            record = replace(record, driver_id=item.driver_id, driver_seq=0)
+            record = slots.doubt(replace(record, driver_id=item.driver_id, driver_seq=0))
         for update in fresh(item.updates, record.driver_seq):
             found = hear(record, update, turn.now_ns)
             turn.put(replace(found.record, driver_seq=update.seq))

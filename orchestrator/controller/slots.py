@@ -4,6 +4,9 @@ A slot is held when its place on a node is there, and released when it is gone. 
 world trains warms up on its own account until a world names it. One that a world does not name waits for a place, or, when
 its node was announced to go, is on its way out. What is known lives in the job's `progress`, for the present attempt.
 
+A driver that takes over from a dead one tells of the slots that it finds. Those that it has not told of when it forms a
+world went with the old driver, and are released then.
+
 Fixed gangs pay for all their machines from admission to the end, so of their slots only the places are kept.
 """
 
@@ -17,7 +20,7 @@ from orchestrator.accounting import Role
 from orchestrator.controller.journal.base import JobRecord
 
 Slots = Mapping[str, Mapping[str, Any]]
-"""By slot: `machine` (its name in the ledger), `role`, `node`, `host`."""
+"""By slot: `machine` (its name in the ledger), `role`, `node`, `host`; `doubted` while only a dead driver told of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ def hear(record: JobRecord, event: Mapping[str, Any], at_ns: int) -> tuple[JobRe
             slots[slot] = {"machine": machine, "role": role.value, **place}
             found = _with(record, slots, slots_told=number + 1)
             return found, _paid(record, [Change(at_ns, machine, role, new=True)])
+        case "held" if known is not None and known.get("doubted"):
+            slots[slot] = {name: value for name, value in known.items() if name != "doubted"}
+            return _with(record, slots), []
         case "ready" if known is not None and known["role"] == Role.WARMING:
             slots[slot] = {**known, "role": Role.IDLE.value}
             return _with(record, slots), _paid(record, [Change(at_ns, known["machine"], Role.IDLE)])
@@ -66,7 +72,11 @@ def hear(record: JobRecord, event: Mapping[str, Any], at_ns: int) -> tuple[JobRe
 def seat(record: JobRecord, named: Iterable[str], at_ns: int) -> tuple[JobRecord, list[Change]]:
     """What a world changes that has places for the slots of these names."""
     members, slots, changes = set(named), dict(present(record)), []
-    for slot, known in slots.items():
+    for slot, known in present(record).items():
+        if known.get("doubted") and slot not in members:
+            del slots[slot]
+            changes.append(Change(at_ns, known["machine"], None))
+            continue
         role = Role(known["role"])
         if slot in members:
             turned = Role.MEMBER
@@ -78,6 +88,12 @@ def seat(record: JobRecord, named: Iterable[str], at_ns: int) -> tuple[JobRecord
             slots[slot] = {**known, "role": turned.value}
             changes.append(Change(at_ns, known["machine"], turned))
     return (_with(record, slots), _paid(record, changes)) if changes else (record, [])
+
+
+def doubt(record: JobRecord) -> JobRecord:
+    """The record when another driver speaks for the attempt: its slots may have gone unheard."""
+    slots = {slot: {**known, "doubted": True} for slot, known in present(record).items()}
+    return _with(record, slots) if slots else record
 
 
 def draining(record: JobRecord) -> int:

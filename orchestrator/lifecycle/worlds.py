@@ -113,6 +113,8 @@ def taken_up(state: JobState, event: on.Event, _: Limits) -> Result:
         step=max(state.step, event.step),
         attempt_step=event.step,
         restored_step=event.step,
+        progressed=state.progressed or event.step > state.step,
+        fruitless_worlds=0 if event.step > state.step else state.fruitless_worlds,  # steps that went unheard were made
         message=message,
     ).mended(step=event.step)
     # Unknown: all is lost when nothing was kept; else nobody can say which stretch was, and it is one of moments.

@@ -554,7 +554,8 @@ class Failure(Part):
 
     max_restarts: CountOrZero = Field(default=0, description="Restarts after errors of the application itself.")
     max_preemptions: CountOrZero | None = Field(
-        default=None, description="Restarts after losses that the job cannot help; null means no limit."
+        default=None,
+        description="Losses of workers that the job survives, inside an attempt or with another one; null means no limit.",
     )
     rules: list[FailureRule] = Field(
         default_factory=list, description="What exit codes mean.", json_schema_extra=_planned("rules by exit code")

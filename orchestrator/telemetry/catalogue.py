@@ -107,14 +107,14 @@ JOB_PREEMPTIONS = _counter(
     "job_preemptions_total",
     "attempts",
     (*JOB, "reason"),
-    "Attempts that lost their machines or processes and were followed by another, by reason.",
+    "Attempts, and worlds inside them, that lost their machines or processes and were followed by another, by reason.",
     _LAST_VALUE,
 )
 JOB_RESTARTS = _counter(
     "job_restarts_total",
     "attempts",
     (*JOB, "reason"),
-    "Attempts that failed and were followed by another, by the reason of the failure.",
+    "Attempts, and worlds inside them, that failed and were followed by another, by the reason of the failure.",
     f"{_LAST_VALUE} Contains job_preemptions_total: do not add the two.",
 )
 JOB_CHECKPOINTS = _counter(

@@ -402,6 +402,18 @@ def test_slots_tell_what_each_machine_is_to_the_gang() -> None:
     assert changes == [slots.Change(12, "uid/1/2", Role.WARMING, new=True)]
 
 
+def test_slots_that_another_driver_does_not_find_are_released() -> None:
+    """When a driver takes over, the slots it tells of again go on as they were; the others are released at its world."""
+    record = slots.doubt(recovering())
+    record, changes = slots.hear(record, {"slot": "s1", "node": "n1", "state": "held"}, 6)
+    assert changes == []
+    record, changes = slots.seat(record, ["s1"], 7)
+    assert changes == [slots.Change(7, "uid/1/0", None), slots.Change(7, "uid/1/1", Role.MEMBER)]
+    assert list(slots.present(record)) == ["s1"]
+    nobody = replace(recovering(), progress={})
+    assert slots.doubt(nobody) is nobody
+
+
 def test_a_fixed_gang_pays_for_all_its_machines_whatever_its_slots_do() -> None:
     """Slots of a fixed gang are known by their places and change nothing in its ledger."""
     record = recovering(elastic=False)

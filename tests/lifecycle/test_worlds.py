@@ -287,6 +287,18 @@ def test_a_loss_before_the_first_step_stays_provisioning(submit: MakeLife) -> No
     assert life.commands == (SettleWork(None, useful=False, from_ns=0),)
 
 
+def test_steps_that_only_memory_knows_are_progress(submit: MakeLife) -> None:
+    """A world whose steps went unheard has made progress when the next one takes them up from memory."""
+    life = running(submit, Limits(max_fruitless_worlds=2, sizes=SIZES))
+    for generation in range(1, 6):
+        life.lose_world(generation)
+        life.form(generation + 1, workers=2)
+        covers_ns = life.now_ns - SECOND
+        life.tell(MemoryTakenUp, step=generation + 1, covers_ns=covers_ns, generation=generation + 1)
+    assert life.state.stopping is None
+    assert life.state.step == 6
+
+
 def test_memory_that_cannot_say_when_keeps_what_is_at_risk(submit: MakeLife) -> None:
     """A state from memory whose step's end is unknown settles nothing but the moment itself."""
     life = running(submit)
