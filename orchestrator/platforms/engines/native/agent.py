@@ -167,9 +167,11 @@ class Agent:
                 self._turn()
             return self._status
         finally:
-            if end_watch is not None:
-                end_watch()
-            self._end_all()
+            try:
+                self._end_all()
+            finally:
+                if end_watch is not None:
+                    end_watch()
 
     def stop(self) -> None:
         """End everything now."""
