@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.accounting import CategoryBooked, CheckpointStalled, Entry, MachineHeld, MachineReleased, WorkSettled
+from orchestrator.accounting import (
+    CategoryBooked,
+    CheckpointStalled,
+    Entry,
+    MachineHeld,
+    MachineReleased,
+    MachineTurned,
+    WorkSettled,
+)
 from orchestrator.controller.journal.base import Commit, JobRecord, StepRow
 from orchestrator.lifecycle import JobState, Phase, StoryEntry
 
@@ -46,6 +54,7 @@ def entries() -> list[Entry]:
         CategoryBooked(3 * SECOND, "at_risk"),
         CheckpointStalled(5 * SECOND, 4 * SECOND),
         WorkSettled(4 * SECOND, True),
+        MachineTurned(7 * SECOND, "m2", "idle"),
         MachineReleased(9 * SECOND, "m1"),
     ]
 
