@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks._node_scenes import EVENTS, NANOSECONDS, Rows, Scene, play
 from orchestrator.domain.clock import SystemClock
 from orchestrator.platforms.engines.base import WORKER_LOOP, Outcome, RunRequest, WishBoard
-from orchestrator.platforms.engines.native.messages import READY
+from orchestrator.platforms.engines.native.messages import READY, STATES
 from orchestrator.spec import load_file
 
 STORY = ("world", "world_lost", "restored", "notice", "replication", "hung", "stage", "slot", "failed")
@@ -42,6 +42,7 @@ class Run:
         self._outcome: Outcome | None = None
         self._thread = threading.Thread(target=self._run)
         self._engine: Any = None
+        self._standbys: list[str] = []
         assignment = {
             "job": {"namespace": "default", "name": loaded.metadata.name, "uid": folder.name},
             "spec": loaded.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -116,11 +117,17 @@ class Run:
     def settled(self) -> bool:
         """Whether every slot has its standby again, as in a run that did not begin just now. (A look at the engine's own
         state, which no port shows.)"""
-        coordinator = self._engine._running
-        if coordinator is None:
-            return False
-        agents = list(coordinator._gang.agents.values())
+        agents = self._agents()
+        self._standbys = [f"{agent.agent}: {[worker.state for worker in agent.standbys(*STATES)]}" for agent in agents]
         return bool(agents) and all(len(agent.standbys(READY)) >= agent.slots for agent in agents)
+
+    def standbys(self) -> list[str]:
+        """States of the workers without a place, by agent, when they were last looked at."""
+        return self._standbys
+
+    def _agents(self) -> list[Any]:
+        coordinator = self._engine._running
+        return [] if coordinator is None else list(coordinator._gang.roster.agents.values())
 
     def logs(self) -> list[str]:
         lines = [line for event in list(self._events) if event["kind"] == "log" for line in event["lines"]]
@@ -148,7 +155,7 @@ def main() -> int:
         try:
             result = play(scene, run.begin, rows, run.finish, run.settled)
         except BaseException:
-            print("\n".join([*map(str, run.story(0)), *run.logs()]), file=sys.stderr)
+            print("\n".join([*map(str, run.story(0)), *run.logs(), *run.standbys()]), file=sys.stderr)
             raise
     if given.story:
         for event in run.story(result["event_ns"]):
