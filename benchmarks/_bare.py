@@ -29,7 +29,7 @@ def main(file: str) -> None:
     from orchestrator.spec import load_file
     from orchestrator.training import models
     from orchestrator.training.order import SampleOrder, micro_batches, share
-    from orchestrator.training.trainer import prepare
+    from orchestrator.training.preparation import prepare
 
     compatible["deepspeed_shm_comm"] = False  # no compiler needed, as in the rival
     job = load_file(file)

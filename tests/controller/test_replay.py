@@ -23,7 +23,9 @@ def test_a_job_moves_to_the_machine_that_stays(tmp_path: Path) -> None:
     """Two machines; the market takes the one that trains, with a notice. Nothing is redone, every machine-second that the
     market delivered is in the ledger once, and nothing is left running."""
     trace = Trace("made-up", 10.0, (2,) * 6 + (1,) * 6)
-    job = document("moves", 1_000_000, workers={"min": 1, "max": 2, "allowedSizes": [1]}, checkpoint={"every": 1_000_000})
+    job = document(
+        "moves", 1_000_000, workers={"min": 1, "max": 2, "allowedSizes": [1]}, checkpoint={"every": 1_000_000}
+    )
     said: list[str] = []
     clock = SystemClock()
     for seed in range(2):  # of two seeds at least one takes the machine that trains
