@@ -23,7 +23,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import REPOSITORY, Samples, Verdict, arguments, conclude, describe, percentile, quiet
+from benchmarks.harness import (
+    MILLISECONDS,
+    REPOSITORY,
+    Samples,
+    Verdict,
+    arguments,
+    conclude,
+    describe,
+    percentile,
+    quiet,
+)
 
 JOB = "benchmarks/node_loss.yaml"
 STAGES = (1, 2, 3)
@@ -97,7 +107,7 @@ def report(samples: Samples, series: Sequence[Series]) -> int:
             rows = samples.rows(one.kind)
             print(f"{one.kind}: {sum(quiet(row) for row in rows)} of {len(rows)} began on a quiet machine")
             for name in ("to_useful", "dead"):
-                print(f"    {name:<10} {describe([sample[name] for sample in found], 's')}")
+                print(f"    {name:<10} {describe([MILLISECONDS * sample[name] for sample in found], 'ms')}")
             print(f"    redone     {sorted(sample['redone'] for sample in found)}")
     return conclude([verdict for verdicts in _verdicts(taken) for verdict in verdicts])
 
