@@ -50,6 +50,11 @@ class Reporter:
         elif kind == "step" and (progress := getattr(self.link, "progress", None)) is not None:
             progress(fields["step"])
 
+    def runs(self) -> None:
+        """This rank is past its start. For functions that may never tell of a step, so that no engine waits for one."""
+        if (progress := getattr(self.link, "progress", None)) is not None:
+            progress(None)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure one stage of the start-up; no event when it fails."""

@@ -159,6 +159,7 @@ def _run(
     generation = environment.generation(environ)
     if work.spec.entrypoint is not None:
         mine = context.Context(work, reporter, peers, torch, local_rank, generation)
+        reporter.runs()
         return context.call(mine, work.spec.entrypoint.function)
     memory: Memory | None = getattr(reporter.link, "memory", None)
     return trainer.Trainer(

@@ -60,8 +60,9 @@ class Limits:
     """A placed worker of which not even a sign of life came for so long is stopped; they come every half second."""
     missing_ns: int = 5 * SECOND
     """A worker that its agent does not speak of for so long, though it speaks, is gone."""
-    forming_ns: int = 180 * SECOND
-    """From the plan to the first moment in which all members run: process group, state, first graph."""
+    forming_ns: int = 600 * SECOND
+    """From the plan to the first moment in which all members run: process group, state, first step. A large state comes
+    from a checkpoint in minutes; members that died, or are stopped, are found much sooner by other signs."""
     regroup_ns: int = 30 * SECOND
     """For the members to finish their step and leave, once asked; twice the hang limit where that is longer."""
     dump_ns: int = 500 * MILLISECOND
