@@ -5,10 +5,17 @@ All of it is the same on every rank and at every number of ranks, so a worker th
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import pickle
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from orchestrator.spec.models import Data, Model
 from orchestrator.training import dataset, models, tokens
@@ -31,8 +38,40 @@ class Prepared:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def prepare_once(work: Assignment) -> Prepared:
+    """What `prepare` gives, made by one process of this machine for its attempt and read by all others: workers that stand by
+    are made again and again, beside those that train.
+
+    Kept in the run's folder, with a hash; what is torn, or cannot be written, is made anew.
+    """
+    folder = work.run_dir / "prepared"
+    file = folder / f"{work.attempt}-{socket.gethostname()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"lock-{socket.gethostname()}").open("w")
+    except OSError:  # no room, or read-only: whoever can, writes; this worker prepares for itself
+        return prepare(*specified(work), work.working_dir)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = file.read_bytes() if file.is_file() else b""
+        if xxhash.xxh3_128_digest(content[16:]) == content[:16]:
+            found: Prepared = pickle.loads(content[16:])  # noqa: S301 - this attempt wrote it, into a folder of the job's own
+            return found
+        prepared = prepare(*specified(work), work.working_dir)
+        for old in folder.glob(f"*-{socket.gethostname()}*"):
+            if not old.name.startswith("lock-"):
+                old.unlink()
+        content = pickle.dumps(prepared, pickle.HIGHEST_PROTOCOL)
+        with suppress(OSError):
+            aside = file.with_name(f"{file.name}.unfinished")
+            aside.write_bytes(xxhash.xxh3_128_digest(content) + content)
+            os.replace(aside, file)
+    return prepared
+
+
 def prepare(model: Model, data: Data, working_dir: Path) -> Prepared:
-    """Read, clean, split and tokenise. Every rank does all of it: seconds for what fits in memory, and no shared folder."""
+    """Read, clean, split and tokenise. A rank that was not warmed up does all of it itself: seconds for what fits in memory,
+    and no shared folder."""
     causal = model.task == "causal-lm"
     places = {"source": data.source, "train": data.train, "validation": data.validation, "test": data.test}
     files = {

@@ -24,7 +24,7 @@ from orchestrator.planning.stage import choose_stage
 from orchestrator.training import environment
 from orchestrator.training.assignment import Assignment
 from orchestrator.training.hardware import choose_precision
-from orchestrator.training.preparation import Ready, create_model, prepare, specified
+from orchestrator.training.preparation import Ready, create_model, prepare_once, specified
 
 REHEARSED_PARAMETERS = 64_000_000
 """The largest model that is rehearsed, which takes up to 20 bytes a parameter for a moment."""
@@ -104,9 +104,8 @@ def make_ready(work: Assignment, environ: MutableMapping[str, str], clock: Clock
             done.notes.append(f"the function could not be imported before there was a rank: {error}")
         return done
     models.quiet()
-    model, data = specified(work)
     with stage("data"):
-        prepared = prepare(model, data, work.working_dir)
+        prepared = prepare_once(work)
     with stage("model"):
         done.ready = Ready(prepared, create_model(torch, work, prepared))
     if gpu:

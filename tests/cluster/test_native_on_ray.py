@@ -18,7 +18,7 @@ from orchestrator.platforms.engines.base import RunRequest
 from tests.cluster.loops import MeetingPlace
 from tests.cluster.ray_nodes import RayNode, RayNodes, ray_nodes
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 DEADLINE_SECONDS = 90.0
 
 

@@ -20,7 +20,12 @@ def train(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
     step = source.step if source is not None else int(saved.read_text()) if saved.exists() else 0
     link.memory.open([Fragment("w", "master", "float32", 0, 4, file="", offset=0)], 16)
     now_ns = clock.now_ns()
-    where: dict[str, Any] = {"source": "memory" if source is not None else "checkpoint", "uri": None, "refused": [], "at_ns": now_ns}
+    where: dict[str, Any] = {
+        "source": "memory" if source is not None else "checkpoint",
+        "uri": None,
+        "refused": [],
+        "at_ns": now_ns,
+    }
     link.send({"kind": "restored", "step": step, "covers_ns": now_ns if step else None, **where})
     while True:
         pause.wait(STEP_SECONDS)
