@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 HEAVY = ("torch", "ray", "kubernetes", "deepspeed", "transformers", "fastapi", "numpy", "pandas", "pyarrow", "psycopg")
 """What no command may load before it knows that it needs it."""
@@ -36,10 +35,11 @@ def heavy_modules_after(arguments: list[str], cwd: Path) -> list[str]:
     return [name for name in loaded if name in HEAVY]
 
 
-def test_import_contracts_are_kept(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every import-linter contract in pyproject.toml is kept."""
-    monkeypatch.chdir(repository)
-    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == EXIT_STATUS_SUCCESS
+def test_import_contracts_are_kept(repository: Path) -> None:
+    """Every import-linter contract in pyproject.toml is kept. (In a process of its own: it switches off all loggers.)"""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(

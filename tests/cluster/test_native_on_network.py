@@ -16,7 +16,7 @@ from tests.cluster.loops import MeetingPlace
 from tests.cluster.network import Network, why_not
 from tests.cluster.network_agents import NetworkAgents, pids_left
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
 Begin = Callable[[int], tuple[Attempt, NetworkAgents]]
 

@@ -23,7 +23,7 @@ from orchestrator.platforms.engines.base import RunRequest
 from orchestrator.platforms.engines.native.messages import Frames, Hello, NoticeSeen, encode, read
 from tests.cluster.ray_nodes import RayNode, RayNodes, ray_nodes
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 DEADLINE_SECONDS = 60.0
 TOKEN = "a-token"
 REQUEST = RunRequest("uid", "default", "job", 1, 3, 1, 0, None, "tests.engines.loops:count", {}, elastic=True)

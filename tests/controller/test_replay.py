@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 def test_a_job_moves_to_the_machine_that_stays(tmp_path: Path) -> None:
     """Two machines; the market takes the one that trains, with a notice. Nothing is redone, every machine-second that the
     market delivered is in the ledger once, and nothing is left running."""
-    trace = Trace("made-up", 10.0, (2,) * 6 + (1,) * 6)
+    trace = Trace("made-up", 10.0, (2,) * 5 + (1,) * 4)
     job = document(
         "moves", 1_000_000, workers={"min": 1, "max": 2, "allowedSizes": [1]}, checkpoint={"every": 1_000_000}
     )

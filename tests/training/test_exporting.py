@@ -289,7 +289,7 @@ OUT: dict[str, tuple[str, int, int]] = {
 }
 
 
-@pytest.mark.integration
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_plain_deepspeed_opens_the_export_and_goes_on(tmp_path: Path) -> None:
     """`engine.load_checkpoint` of any stage and another size holds the same state and has the same next three losses."""

@@ -12,7 +12,7 @@ from orchestrator import storage
 from tests.training.gang import write_reviews
 from tests.training.lives import LONG, Life, assert_same_curve, life, play, world
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
 FUNCTION = """
 def train(context, steps):
