@@ -140,6 +140,7 @@ class Market(LocalAgents):
         self._changing = threading.Lock()
         self._open = False
         self._over = threading.Event()
+        self._played = threading.Event()
         self._thread = threading.Thread(target=self._play, name="market", daemon=True)
         self.began_ns: int | None = None
         self.machines: list[Machine] = []
@@ -152,7 +153,7 @@ class Market(LocalAgents):
     @property
     def over(self) -> bool:
         """The trace has been played to its end."""
-        return not self._thread.is_alive() and self.began_ns is not None
+        return self._played.is_set()
 
     def start(self, address: Address, token: str) -> None:
         super().start(address, token)
@@ -198,6 +199,7 @@ class Market(LocalAgents):
                 self._count = count
                 self._meet()
         self._over.wait(max(0.0, self._replay.trace.seconds / self._replay.speed - self.elapsed()))
+        self._played.set()
 
     def _meet(self) -> None:
         """Let machines come or go until there are as many as the market has."""
