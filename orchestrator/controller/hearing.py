@@ -244,6 +244,8 @@ def _world_lost(found: Findings, attempt: int, event: Fields, at_ns: int) -> Non
     began_ns, target = int(event.get("began_ns", at_ns)), int(event.get("target") or 0)
     reason, message = str(event["reason"]), str(event.get("message", ""))
     generation = int(event["generation"])
+    if "out_of_memory" in event:
+        _progress(found, out_of_memory=[list(each) for each in event["out_of_memory"]])
     found.events.append(WorldLost(at_ns, attempt, reason, message, began_ns, target, generation=generation))
     if generation > found.record.state.lost_generation:
         _progress(found, ready={}, ready_attempt=attempt)

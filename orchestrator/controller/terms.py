@@ -32,10 +32,16 @@ def sizes(document: Mapping[str, Any]) -> tuple[int, ...]:
     workers, training = spec["workers"], spec.get("training", {})
     allowed, micro = workers.get("allowedSizes", "Auto"), training.get("microBatchSize", "Auto")
     unit = ranks_per_worker(document) * (micro if isinstance(micro, int) else 1)
-    batch = None if "entrypoint" in spec else int(training.get("globalBatchSize", 32))
+    batch = global_batch(document)
     least, most = int(workers["min"]), int(workers["max"])
     found = sizes_within(least, most, allowed if isinstance(allowed, str) else tuple(allowed), batch, unit)
     return found or (most,)
+
+
+def global_batch(document: Mapping[str, Any]) -> int | None:
+    """Samples of one step; None of a job with its own function, which divides them itself."""
+    spec = document["spec"]
+    return None if "entrypoint" in spec else int(spec.get("training", {}).get("globalBatchSize", 32))
 
 
 def ranks_per_worker(document: Mapping[str, Any]) -> int:
@@ -101,6 +107,8 @@ def run_request(
     gpus, cpus, memory = int(workers.get("gpus", 0)), int(workers["cpus"]), workers.get("memory")
     may_have, may_change = sizes(document), record.state.elastic
     most = may_have[-1] if may_change else record.state.workers
+    training = spec.get("training", {})
+    micro_batch = training.get("microBatchSize", "Auto")
     assignment = {
         "job": {"namespace": record.namespace, "name": record.name, "uid": record.uid},
         "spec": dict(document),
@@ -130,4 +138,7 @@ def run_request(
         elastic=may_change,
         engine=ELASTIC_ENGINE if may_change and engine != "fake" else engine,
         size=record.state.workers if may_change else 0,
+        global_batch=global_batch(document),
+        micro_batch=micro_batch if isinstance(micro_batch, int) else None,
+        out_of_memory=tuple((ranks, size) for ranks, size in record.progress.get("out_of_memory", ())),
     )

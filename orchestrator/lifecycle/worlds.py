@@ -72,7 +72,8 @@ def lost(state: JobState, event: on.Event, limits: Limits) -> Result:
         )
     )
     verdict: Verdict | None = None
-    if state.stopping is None and not voluntary:
+    if state.stopping is None and not voluntary and reason is not TerminationReason.OUT_OF_MEMORY:
+        # Of a world this reason says that the engine goes on with less at a time; when it cannot, the attempt ends.
         after, verdict = charged(after, reason, event.message, limits)
     if state.stopping is None and verdict is None and fruitless >= limits.max_fruitless_worlds:
         verdict = Verdict(

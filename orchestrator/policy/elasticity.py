@@ -126,7 +126,7 @@ class Elasticity:
             self._by_choice = True
         reason = str(event.get("reason"))
         self._by_choice = self._by_choice and reason in ("Notice", "Joined", "Resized")
-        if reason in ("Joined", "Resized"):
+        if reason in ("Joined", "Resized", "OutOfMemory"):  # no machine was interrupted
             return
         kinds = {self._capacity_of(node) for node in self._nodes}
         if kinds:

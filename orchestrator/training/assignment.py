@@ -24,6 +24,8 @@ class Assignment:
     checkpoint_uri: str
     working_dir: Path
     threads: int
+    micro_batch: int | None = None
+    """Instead of the job's: a larger one ran out of memory."""
 
     @property
     def spec(self) -> TrainingJobSpec:
@@ -42,6 +44,7 @@ def read_assignment(assignment: Mapping[str, Any]) -> Assignment:
             checkpoint_uri=str(assignment["checkpoint_uri"]),
             working_dir=Path(assignment["working_dir"]),
             threads=max(1, int(assignment["threads"])),
+            micro_batch=None if assignment.get("micro_batch") is None else int(assignment["micro_batch"]),
         )
     except KeyError as error:
         raise config_invalid(f"the assignment of this worker lacks {error}") from error

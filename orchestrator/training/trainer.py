@@ -196,7 +196,7 @@ class Trainer:
         self._keep_state()
 
     def _batch(self) -> Batch:
-        wish = self.training.micro_batch_size
+        wish = self.assignment.micro_batch or self.training.micro_batch_size
         try:
             return divide(
                 self.training.global_batch_size, self.peers.world_size, wish if isinstance(wish, int) else None

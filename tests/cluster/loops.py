@@ -33,7 +33,9 @@ class Part:
 
 
 def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
-    """Each step adds one to every weight, so the state of step s is s everywhere; what is taken up is checked by that."""
+    """Each step adds one to every weight, so the state of step s is s everywhere; what is taken up is checked by that.
+
+    With `fits` in the assignment, the last rank runs out of memory after some steps at any larger micro-batch."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     generation = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     share = WEIGHTS // size
@@ -48,12 +50,16 @@ def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
         assert found == (float(step),) * share, f"the state of step {step} is {found}"
     link.memory.open([Part("w", "fp32", "float32", start, end, 0)], len(weights))
     where = {"rank": rank, "generation": generation, "size": size}
-    link.send({"kind": "begun", "from": step, "pid": os.getpid(), **where})
+    micro_batch = assignment.get("micro_batch")
+    too_large = "fits" in assignment and (micro_batch is None or micro_batch > assignment["fits"])
+    link.send({"kind": "begun", "from": step, "pid": os.getpid(), "micro_batch": micro_batch, **where})
     pause = threading.Event()
     meeting = socket.create_connection(tuple(assignment["meet"])).makefile("rw")
     for _ in range(round(PATIENCE_SECONDS / STEP_SECONDS)):
         step += 1
         pause.wait(STEP_SECONDS)
+        if too_large and rank == size - 1 and step > 4:
+            raise MemoryError(f"a micro-batch of {micro_batch}")
         wishes = link.wishes()
         flag = "r" if wishes.regroup else "s" if wishes.stop else "-"
         meeting.write(json.dumps([generation, step, rank, size, flag]) + "\n")

@@ -432,6 +432,17 @@ def test_a_world_counts_its_workers_by_ranks() -> None:
     assert world_size(recovering()) == 8
 
 
+def test_a_later_attempt_knows_what_did_not_fit_into_memory(world: World) -> None:
+    """What a lost world tells of it is kept and handed over with the next request, beside the job's batch."""
+    record = heard(recovering(), "world", generation=2, world_size=4, workers=[]).record
+    lost = {"generation": 2, "reason": "OutOfMemory", "message": "", "began_ns": 90, "target": 2}
+    record = heard(record, "world_lost", **lost, out_of_memory=[[4, 8]]).record
+    del record.document["spec"]["entrypoint"]
+    record.document["spec"]["training"] |= {"globalBatchSize": 32, "microBatchSize": 8}
+    request = terms.run_request(record, record.document, world.home, "a:b", "ray-train")
+    assert (request.global_batch, request.micro_batch, request.out_of_memory) == (32, 8, ((4, 8),))
+
+
 def test_an_engine_is_asked_for_sizes_and_the_one_to_begin_with(world: World) -> None:
     """The request names the allowed sizes, the fewest, the most and the wished number of workers; that of a fixed gang names
     none and leaves the choice of the engine to the server's setting."""

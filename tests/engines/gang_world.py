@@ -71,6 +71,7 @@ class SimAgent:
     up_ns: int = 0
     down_ns: int = 0
     generation: int = 0
+    out_of_memory: tuple[tuple[int, int], ...] = ()
     notice: Callable[[], None] | None = None
     """How it tells of its notice; again whenever it has connected."""
 
@@ -91,6 +92,7 @@ class Cluster:
         loops_hear_regroup: bool = True,
         lead_ns: int = SECOND,
         delay_ns: tuple[int, int] = (MILLISECOND, 5 * MILLISECOND),
+        global_batch: int | None = None,
     ) -> None:
         self.random = random.Random(seed)
         self.now_ns = 10**12
@@ -99,7 +101,7 @@ class Cluster:
             worth_growing=AfterHysteresis(500 * MILLISECOND),
             lead_ns=lambda: lead_ns,
         )
-        self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive)
+        self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch)
         self.limits = limits
         self.gang = Gang(self.terms, self.now_ns, limits=limits, judgements=self.judgements)
         self.delay_ns = delay_ns
@@ -277,6 +279,7 @@ class Cluster:
                 agent.slots,
                 beats,
                 agent.generation,
+                out_of_memory=agent.out_of_memory,
             )
             self.feed(self.gang.joined(said, self.now_ns))
 
@@ -371,7 +374,7 @@ class Cluster:
                 agent.workers[worker.worker] = worker
                 self.at(self.random.randint(20, 600) * MILLISECOND, lambda: self._warm(worker))
             case m.Plan():
-                agent.generation = message.generation
+                agent.generation, agent.out_of_memory = message.generation, message.out_of_memory
                 planned = agent.workers.get(message.worker)
                 if planned is not None and planned.alive and planned.state == m.READY:
                     planned.plan, planned.generation, planned.state = message, message.generation, m.FORMING

@@ -25,7 +25,7 @@ STORE = (sys.executable, "-c", "import sys; print(4711, flush=True); sys.stdin.r
 class Job:
     """An attempt on nodes of one slot each."""
 
-    def __init__(self, nodes: int, meeting: MeetingPlace) -> None:
+    def __init__(self, nodes: int, meeting: MeetingPlace, *, fits: int | None = None) -> None:
         self.agents = LocalAgents(dict(os.environ), [1] * nodes, term_grace_seconds=4.0)
         judgements = Judgements(
             hang_limit_ns=lambda: 3 * SECOND,
@@ -49,7 +49,8 @@ class Job:
             gpus_per_worker=0,
             memory_bytes_per_worker=None,
             worker_loop="tests.cluster.loops:lockstep",
-            assignment={"meet": list(meeting.address)},
+            assignment={"meet": list(meeting.address), **({} if fits is None else {"fits": fits})},
+            global_batch=None if fits is None else 12,
             min_workers=1,
             allowed=(1, 2, 3, 4),
             elastic=True,
@@ -117,6 +118,25 @@ def test_a_node_comes_and_no_step_is_made_twice(meeting: MeetingPlace) -> None:
         job.attempt.until_steps(3)
         assert job.attempt.steps_of_newest()[0]["step"] == job.attempt.last_step_before_newest() + 1
         assert job.lost() == ["WorkerLost", "Joined"]
+        assert job.attempt.finish().reason == "Stopped"
+    finally:
+        job.attempt.close()
+
+
+def test_out_of_memory_costs_no_step_and_the_micro_batch_shrinks_until_it_fits(meeting: MeetingPlace) -> None:
+    """The last rank of two raises MemoryError at micro-batch 6, and at 3; with 2 they go on from the step that all had."""
+    job = Job(2, meeting, fits=2)
+    try:
+        job.attempt.until(lambda: len(job.attempt.of_kind("world")) == 3)
+        job.attempt.until_steps(2)
+        told = [event["micro_batch"] for event in job.attempt.of_kind("begun") if event["rank"] == 0]
+        assert told == [None, 3, 2]
+        assert job.lost() == ["OutOfMemory", "OutOfMemory"]
+        assert (
+            "out of memory at micro-batch 3 on 2 ranks; going on with 2"
+            in job.attempt.of_kind("world_lost")[1]["message"]
+        )
+        job.steps_were_made_once()
         assert job.attempt.finish().reason == "Stopped"
     finally:
         job.attempt.close()

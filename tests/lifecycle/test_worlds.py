@@ -231,6 +231,19 @@ def test_errors_inside_an_attempt_are_charged_to_the_application(submit: MakeLif
     assert (life.phase, life.state.reason) == (Phase.FAILED, "ApplicationError")
 
 
+def test_a_world_that_ran_out_of_memory_is_no_end(submit: MakeLife) -> None:
+    """The engine goes on with a smaller micro-batch: nothing is charged, though such an attempt would not be tried again."""
+    life = running(submit, Limits(max_restarts=0, max_preemptions=0, sizes=SIZES))
+    life.lose_world(1, reason="OutOfMemory", message="rank 1: memory ran out; going on with 4")
+    assert life.state.stopping is None
+    assert life.phase is Phase.RECOVERING
+    assert "A worker ran out of memory. rank 1: memory ran out; going on with 4" in life.state.message
+    back(life, 2, step=1)
+    assert (life.phase, life.state.application_restarts, life.state.preemption_restarts) == (Phase.RUNNING, 0, 0)
+    life.tell(AttemptEnded, reason="OutOfMemory", message="no micro-batch is smaller than 1", step=2)
+    assert (life.phase, life.state.reason) == (Phase.FAILED, "OutOfMemory")
+
+
 @pytest.mark.parametrize("reason", ["WorkerLost", "Joined"])
 def test_worlds_without_a_new_step_do_not_go_on_for_ever(submit: MakeLife, reason: str) -> None:
     """World after world without a step beyond the newest known one is a crash loop, whatever ends them."""

@@ -29,8 +29,9 @@ from orchestrator.training.errors import Reason, WorkerFailed, out_of_memory
 from orchestrator.training.hardware import Hardware, choose_precision, read_cpu_flags
 from orchestrator.training.link import UNPLANNED_EVERY_SECONDS, JournalLink, Wishes, for_people
 from orchestrator.training.tokens import build_tokenizer
+from orchestrator.training.trainer import Trainer
+from tests.training.gang import Run, free_port, job
 from tests.training.gang import environment as child_environment
-from tests.training.gang import free_port
 
 PLAIN_CPU = Hardware("cpu", "Some CPU", frozenset({"avx2"}))
 AMX_CPU = Hardware("cpu", "New CPU", frozenset({"amx_bf16"}))
@@ -275,6 +276,19 @@ def test_an_assignment_that_lacks_a_field_is_named() -> None:
     """A broken assignment is ConfigInvalid with the field, not a traceback of a mapping."""
     with pytest.raises(WorkerFailed, match="lacks 'spec'"):
         read_assignment({})
+
+
+def test_an_engine_s_micro_batch_takes_the_place_of_the_job_s(tmp_path: Path) -> None:
+    """The global batch stays; what the engine names is computed with more accumulation."""
+    assignment = Run(tmp_path / "run", job(), tmp_path).plan()["assignment"]
+    batches = []
+    for more in ({}, {"micro_batch": 2}):
+        trainer = Trainer.__new__(Trainer)
+        trainer.assignment, trainer.peers = read_assignment({**assignment, **more}), Peers(None, 0, 2, "cpu")
+        trainer.training = trainer.assignment.spec.training
+        batches.append(trainer._batch())
+    assert batches[0].global_batch == batches[1].global_batch == batches[1].accumulation * 4
+    assert batches[0].micro_batch > batches[1].micro_batch == 2
 
 
 def test_a_function_that_cannot_be_called_or_returns_no_numbers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

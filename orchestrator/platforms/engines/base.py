@@ -72,6 +72,12 @@ class RunRequest:
     """The engine of this name is to run it, on a host that has several; empty: one that does what is asked."""
     size: int = 0
     """The number of workers that is wished for when the attempt begins (see `WishBoard.size`); 0: `workers`."""
+    global_batch: int | None = None
+    """Samples of one step over all ranks; None where the worker loop divides its samples itself."""
+    micro_batch: int | None = None
+    """The micro-batch that the job names; None: what the batch arithmetic finds."""
+    out_of_memory: tuple[tuple[int, int], ...] = ()
+    """(ranks, micro-batch) of what did not fit into memory in earlier attempts."""
 
     @property
     def world_size(self) -> int:

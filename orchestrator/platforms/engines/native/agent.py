@@ -147,13 +147,16 @@ class Agent:
         self._regroup = 0
         self._aborted = 0
         self._generation = 0
+        self._out_of_memory: Sequence[Sequence[int]] = ()
         self._notices: dict[str, Mapping[str, Any]] = {}
         self._tickets: list[tuple[int, int]] = []
         self._changed = False
         self._next_tick_ns = 0
         self._next_look_ns = 0
         self._memory_kills = lifeline.memory_kills()
-        self._kills_known = self._memory_kills()
+        self._kills_known = self._kills_seen = self._memory_kills()
+        """Kernel's kills for want of memory that happened before the look before the last one, and at the last one: a look
+        may come between a kill and the word of it."""
         self._term_by_ns: int | None = None
         self._status: int | None = None
 
@@ -222,7 +225,7 @@ class Agent:
         self._beat()
         if now_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + round(MEMORY_LOOK_SECONDS * NANOSECONDS_PER_SECOND)
-            self._kills_known = self._memory_kills()
+            self._kills_known, self._kills_seen = self._kills_seen, self._memory_kills()
         alone_ns = self._uplink.alone_ns()
         if alone_ns > self._config.orphan_seconds * NANOSECONDS_PER_SECOND:
             self._say(f"no coordinator for {self._config.orphan_seconds:.0f} s: all workers are ended")
@@ -266,6 +269,8 @@ class Agent:
                 "address": list(self._memory.address),
                 "slots": self._config.slots,
                 "generation": self._generation,
+                "checkpoint": self._wishes["checkpoint"],
+                "out_of_memory": self._out_of_memory,
                 "members": [worker.member(now_ns) for worker in self._workers.values() if worker.farewell is None],
             }
         )
@@ -346,6 +351,7 @@ class Agent:
             return  # a plan never changes
         worker.generation, worker.rank, worker.world_size = generation, message["rank"], message["world_size"]
         self._generation = max(self._generation, generation)
+        self._out_of_memory = message.get("out_of_memory", ())
         self._changed = True
         if generation <= self._aborted:
             worker.end(f"generation {generation} was given up")
@@ -453,7 +459,7 @@ class Agent:
             message = f"process {process.pid} {lifeline.exit_text(status)}"
             kills = self._memory_kills()
             if status == -signal.SIGKILL and kills > self._kills_known:
-                self._kills_known = kills
+                self._kills_known = self._kills_seen = kills
                 reason, message = "OutOfMemory", f"{message}: the kernel ended a process because memory ran out"
             elif status in FATAL and (stacks := worker.stacks_since(worker.dumped).strip()):
                 lines = [f"process {process.pid} {lifeline.exit_text(status)}; its stacks:", *stacks.splitlines()]

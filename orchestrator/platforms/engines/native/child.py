@@ -281,7 +281,13 @@ def _run(begin: Mapping[str, Any], link: AgentLink) -> Any:
     grant = plan.pop("memory")
     link.take_place(plan, Memory(grant, SystemClock(), tell=link.send))
     link.tell_state(FORMING)
-    return loop(assignment, link, *value)
+    return loop(placed(assignment, plan), link, *value)
+
+
+def placed(assignment: Mapping[str, Any], plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The assignment as it is in the world of this plan."""
+    micro_batch = plan.get("micro_batch")
+    return assignment if micro_batch is None else {**assignment, "micro_batch": micro_batch}
 
 
 def place_variables(plan: Mapping[str, Any]) -> dict[str, str]:

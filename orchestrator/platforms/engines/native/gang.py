@@ -24,6 +24,7 @@ from typing import Any
 
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import causes, sources
+from orchestrator.platforms.engines.native.batches import OUT_OF_MEMORY, Batches
 from orchestrator.platforms.engines.native.causes import REGROUPED, SUCCEEDED, WORKER_LOST, Cause
 from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
 from orchestrator.platforms.engines.native.hangs import HangWatch, Verdict
@@ -35,7 +36,6 @@ from orchestrator.platforms.engines.native.messages import (
     AskInventory,
     Beat,
     Dump,
-    Forget,
     Hello,
     Inventory,
     Kill,
@@ -59,6 +59,7 @@ from orchestrator.platforms.engines.native.roster import (
 )
 from orchestrator.platforms.engines.native.sizing import Change, LastSave, Sizing
 from orchestrator.platforms.engines.native.terms import SECOND, Judgements, Limits, Terms
+from orchestrator.platforms.engines.native.tidying import Tidying
 from orchestrator.platforms.engines.native.warnings import Warnings
 
 
@@ -104,6 +105,7 @@ class Gang:
         self.roster = Roster(terms, self.limits, self.judgements, self.warnings, prefix)
         self.sizing = Sizing(terms, self.limits, self.judgements, self.roster, self.warnings, target or terms.sizes[-1])
         self._memories = sources.Memories()
+        self._batches = Batches(terms)
         self._hangs = HangWatch(self.limits.dump_ns)
         self._commands: list[Command] = []
         self._now_ns = now_ns
@@ -128,8 +130,7 @@ class Gang:
         self._stopping = False
         self._ending: Outcome | None = None
         self._grace_until_ns = 0
-        self._look_ns = 0
-        self._look_pause_ns = SECOND
+        self._tidying = Tidying(self._memories, self.roster, self._tell, self._ask_all)
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +146,7 @@ class Gang:
         for beat in hello.members:
             self._take_over(agent, beat, untouched)
         self.generation = max(self.generation, hello.generation)
+        self._batches.learn(hello.out_of_memory)
         self._tell_of_nodes()
         self._report_slots(agent, "held")
         self._report_slots(agent, "ready", self.roster.newly_ready(agent))
@@ -293,7 +295,9 @@ class Gang:
         self._told.append(cause)
         if self.state not in _WITH_WORLD:
             return
-        if cause.own:
+        if cause.own and cause.reason == OUT_OF_MEMORY:
+            self._ran_out_of_memory(world, cause)
+        elif cause.own:
             self._end(None, self.limits.grace_ns)
         elif cause.gone:
             reason = self._taken(member.node)
@@ -321,12 +325,22 @@ class Gang:
         if lost or (self.state is State.FORMING and agent.address in world.sources):
             self.judgements.fault(agent.node, "NodeLost" if reason == WORKER_LOST else reason, self._now_ns)
             what = self._told[-1].sentence() if lost else f"the memory of {agent.host} is gone: {why}"
-            self._fault(reason, what, agent.heard_ns, by_agent=True)
+            self._fault(reason, what, agent.heard_ns, excused=True)
 
     # --- faults and ends ---------------------------------------------------------------------------------------------
 
-    def _fault(self, reason: str, message: str, began_ns: int, *, by_agent: bool = False) -> None:
-        """The world is over, against our will. `by_agent`: not by a fault of its own."""
+    def _ran_out_of_memory(self, world: World, cause: Cause) -> None:
+        """Go on with a smaller micro-batch, as long as there is one."""
+        relief = self._batches.ran_out(world.size) if self.terms.elastic else None
+        if relief is None:
+            self._end(None, self.limits.grace_ns)
+        elif relief.batch is None:
+            self._end(Outcome(OUT_OF_MEMORY, f"{cause.sentence()}; {relief.reason}"), grace_ns=0)
+        else:
+            self._fault(OUT_OF_MEMORY, f"{cause.sentence()}; {relief.reason}", self._now_ns, excused=True)
+
+    def _fault(self, reason: str, message: str, began_ns: int, *, excused: bool = False) -> None:
+        """The world is over, against our will. `excused`: it does not count as one that was in vain."""
         world = self.world
         assert world is not None
         self._last_fault = (reason, message)
@@ -339,7 +353,7 @@ class Gang:
         ran_long = self.state is State.STEADY and self._now_ns - self._since_ns >= self.limits.fruitful_ns
         if world.stepped or ran_long:
             self._fruitless = 0
-        elif not by_agent:
+        elif not excused:
             self._fruitless += 1
         if self._fruitless >= self.limits.fruitless_worlds:
             text = f"{self._fruitless} worlds in a row were lost before their first step; the last because {message}"
@@ -380,7 +394,9 @@ class Gang:
 
     def _report_lost(self, reason: str, message: str, began_ns: int) -> None:
         assert self.world is not None
-        event = {"reason": reason, "message": message, "target": self.sizing.goal}
+        event: dict[str, Any] = {"reason": reason, "message": message, "target": self.sizing.goal}
+        if reason == OUT_OF_MEMORY:
+            event["out_of_memory"] = self._batches.failed
         self._commands.append(
             Report({"kind": "world_lost", "generation": self.world.generation, **event}, {"began_ns": began_ns})
         )
@@ -483,6 +499,8 @@ class Gang:
                 member.local_world_size,
                 source,
                 replica_of(member, members),
+                self._batches.micro_batch(len(members)),
+                self._batches.failed,
             )
             self._tell(member.agent, plan)
         workers = [member.document() for member in members]
@@ -516,7 +534,7 @@ class Gang:
             return
         if self._hangs_here(world) or self._stopped_ones(world):
             return
-        self._let_go_of_older_state(world)
+        self._tidying.look(world, self._now_ns)
         fixed = self._stopping or self._deaf == world.generation or not self.terms.elastic
         change = self.sizing.change(world, self._now_ns, fixed=fixed)
         if isinstance(change, Change):
@@ -610,23 +628,6 @@ class Gang:
             self._fault("Hung", text, self._now_ns - longest_ns)
         return bool(quiet)
 
-    def _let_go_of_older_state(self, world: World) -> None:
-        """Once a step of this world is whole in two memories, what older worlds left behind is not needed."""
-        if world.settled or world.generation == 1 or not world.stepped:
-            return
-        if self._memories.answered:
-            whole = self._memories.newest(self.roster.addresses)
-            self._memories.clear()
-            alone = len(world.nodes) == 1
-            if whole is not None and whole.generation == world.generation and (alone or sources.doubled(whole)):
-                world.settled = True
-                for agent in self.roster.agents:
-                    self._tell(agent, Forget(whole.generation, whole.step))
-        elif self._now_ns >= self._look_ns:
-            self._look_ns = self._now_ns + self._look_pause_ns
-            self._look_pause_ns = min(2 * self._look_pause_ns, 30 * SECOND)
-            self._ask_all()
-
     def _adopt(self) -> None:
         """Take over the world of a coordinator that is no more, as soon as all of its agents are back."""
         alone = max(self._adopted) if len(self._adopted) == 1 else 0
@@ -656,8 +657,7 @@ class Gang:
         self.state = state
         self._since_ns = self._now_ns
         if state is State.STEADY:
-            self._look_ns, self._look_pause_ns = self._now_ns, SECOND
-            self._memories.clear()
+            self._tidying.begin(self._now_ns)
 
     def _report(self, **event: Any) -> None:
         self._commands.append(Report(event))

@@ -104,6 +104,10 @@ class Hello:
     members: tuple[WorkerBeat, ...] = ()
     generation: int = 0
     """The newest generation that this agent ever had a part in."""
+    checkpoint: int = 0
+    """How many wishes for a checkpoint it has been told of."""
+    out_of_memory: tuple[tuple[int, int], ...] = ()
+    """As it was told with its newest plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,10 @@ def read(message: Mapping[str, Any]) -> FromAgent:
                     slots=_number(message, "slots"),
                     members=tuple(_worker_beat(item) for item in message.get("members", ())),
                     generation=int(message.get("generation") or 0),
+                    checkpoint=int(message.get("checkpoint") or 0),
+                    out_of_memory=tuple(
+                        (int(ranks), int(batch)) for ranks, batch in message.get("out_of_memory") or ()
+                    ),
                 )
             case "beat":
                 return Beat(tuple(_worker_beat(item) for item in message["workers"]))
@@ -293,6 +301,10 @@ class Plan:
     local_world_size: int
     source: Source | None
     replica: Address | None
+    micro_batch: int | None = None
+    """None: the one that the worker finds itself."""
+    out_of_memory: tuple[tuple[int, int], ...] = ()
+    """(ranks, micro-batch) of all that did not fit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,23 @@ class Terms:
     exclusive: bool = False
     """A worker's place must be free before another takes it: its memory is a GPU's. On CPUs a worker that was sent
     SIGKILL does nothing any more, and the next world need not wait until the kernel has cleared it away."""
+    global_batch: int | None = None
+    micro_batch: int | None = None
+    out_of_memory: tuple[tuple[int, int], ...] = ()
+    """These three as in `RunRequest`."""
 
     @classmethod
     def of(cls, request: RunRequest) -> Terms:
         sizes = request.sizes if request.elastic else (request.workers,)
-        return cls(sizes, request.ranks_per_worker, request.elastic, request.gpus_per_worker > 0)
+        return cls(
+            sizes,
+            request.ranks_per_worker,
+            request.elastic,
+            request.gpus_per_worker > 0,
+            request.global_batch,
+            request.micro_batch,
+            request.out_of_memory,
+        )
 
     def fit(self, target: int, room: int) -> int | None:
         """The largest allowed size within `target` and `room`; None when not even the smallest has room. A target below
