@@ -627,7 +627,9 @@ class Controller:
                 continue
             try:
                 document = put_back(record.document, recall(self.home.secrets_file(uid)))
-                request = terms.run_request(record, document, self.home, self._worker_loop, self._engine)
+                capacity = self.prices.local_offering().capacity_type
+                engine, seen = self._engine, turn.observed_by_all()
+                request = terms.run_request(record, document, self.home, self._worker_loop, engine, capacity, seen)
             except StorageError as error:
                 self._apply(turn, uid, AttemptEnded(turn.now_ns, attempt, "StorageFailed", str(error), 0))
             else:

@@ -278,6 +278,10 @@ def _hung(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     _say(found, at_ns, "Hung", TerminationReason.HUNG.value, message)
 
 
+def _decision(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    _say(found, at_ns, "Decision", str(event["decision"]), str(event["message"]))
+
+
 def _ended(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     known = set(TerminationReason)
     reason = event["reason"] if event["reason"] in known else TerminationReason.APPLICATION_ERROR.value
@@ -304,6 +308,7 @@ _HANDLERS: dict[str, Callable[[Findings, int, Fields, int], None]] = {
     "notice": _notice,
     "replication": _replication,
     "hung": _hung,
+    "decision": _decision,
     "ended": _ended,
 }
 

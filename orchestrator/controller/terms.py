@@ -11,9 +11,11 @@ from orchestrator.controller.home import Home
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.queueing import Need
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
+from orchestrator.domain.offerings import CapacityType
 from orchestrator.domain.quantities import parse_bytes
 from orchestrator.lifecycle import Limits
 from orchestrator.platforms.engines.base import RunRequest
+from orchestrator.policy import Observed
 
 ELASTIC_ENGINE = "native"
 
@@ -97,10 +99,17 @@ def machine(
 
 
 def run_request(
-    record: JobRecord, document: Mapping[str, Any], home: Home, worker_loop: str, engine: str
+    record: JobRecord,
+    document: Mapping[str, Any],
+    home: Home,
+    worker_loop: str,
+    engine: str,
+    capacity: CapacityType = CapacityType.ON_DEMAND,
+    observed: Mapping[CapacityType, Observed] | None = None,
 ) -> RunRequest:
     """The present attempt, as an engine is asked for it. `document`: the job's with its secrets put back. `engine`: the one
-    for gangs of fixed size; an elastic job takes the one that can change its size."""
+    for gangs of fixed size; an elastic job takes the one that can change its size. `observed`: of interruptions, over all
+    jobs, by how machines are rented; `capacity`: how those of this one are."""
     spec = document["spec"]
     workers, runtime = spec["workers"], spec.get("runtime", {})
     run_dir = home.run_dir(record.uid)
@@ -140,5 +149,7 @@ def run_request(
         size=record.state.workers if may_change else 0,
         global_batch=global_batch(document),
         micro_batch=micro_batch if isinstance(micro_batch, int) else None,
+        capacity=capacity,
+        observed=dict(observed or {}),
         out_of_memory=tuple((ranks, size) for ranks, size in record.progress.get("out_of_memory", ())),
     )

@@ -104,6 +104,10 @@ class Turn:
         same = before is not None and cadence.capacity_type(before) is capacity
         return seen - cadence.observed(before) if before is not None and same else seen
 
+    def observed_by_all(self) -> Mapping[CapacityType, Observed]:
+        """What all jobs have seen of interruptions, as of the last turn."""
+        return dict(self._book.observed)
+
     def held_machines(self, uid: str) -> tuple[str, ...]:
         """Machines the job pays for after this turn's entries."""
         return self._ledger_of(uid).held

@@ -20,7 +20,8 @@ Events may come from users' own loops: what lacks a field or has another type in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -39,6 +40,16 @@ MARGIN_SECONDS = 5.0
 STEPS_REMEMBERED = 32
 UNANNOUNCED_SECONDS = 300.0
 """Without a step, for a loop that never announced a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided, in a word, and why: a sentence without its full stop."""
+
+    word: str
+    """`Grow`, `Stay` (at the present size, though more could train), `Wait` (to grow later), `LeaveNode`, `Quarantine`,
+    `Pardon` (use a node though it is in quarantine)."""
+    because: str
 
 
 class Elasticity:
@@ -76,6 +87,9 @@ class Elasticity:
         self._by_choice = False
         self._warming: tuple[float, ...] = ()
         self._announces = False
+        self._decisions: list[Decision] = []
+        self._told: set[Hashable] = set()
+        """Decisions that were told; what concerns the size is told anew in each world."""
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 
@@ -117,6 +131,7 @@ class Elasticity:
         self.sense.world(now_ns, workers, machines)
         self.hangs.new_world(self._workers, workers)
         self._workers, self._world_ns, self._step_at_ns = workers, now_ns, None
+        self._told = {each for each in self._told if isinstance(each, str)}
 
     def _lost(self, now_ns: int, event: Mapping[str, Any]) -> None:
         at_ns, began_ns = _number(event, "at_ns"), _number(event, "began_ns")
@@ -125,6 +140,8 @@ class Elasticity:
             self._stood_since_ns = now_ns - stood
             self._by_choice = True
         reason = str(event.get("reason"))
+        if reason == "Notice" and "hand-over" in self.reasons:
+            self._decisions.append(Decision("LeaveNode", self.reasons["hand-over"]))
         self._by_choice = self._by_choice and reason in ("Notice", "Joined", "Resized")
         if reason in ("Joined", "Resized", "OutOfMemory"):  # no machine was interrupted
             return
@@ -168,11 +185,24 @@ class Elasticity:
         """How many workers there should be."""
         verdict = self.sense.worth_growing(now_ns, present, possible, self._warming)
         self.reasons["resize"] = verdict.reason
+        if possible > present:
+            word = "Grow" if verdict.target > present else "Stay" if verdict.again_seconds is None else "Wait"
+            self._tell((word, present, possible), Decision(word, verdict.reason))
         return verdict
 
-    def worth_growing(self, now_ns: int, present: int, possible: int) -> bool:
-        """Whether a gang of `present` should grow now. `growth` says to which size, which may be below `possible`."""
-        return self.growth(now_ns, present, possible).target > present
+    def grow_to(self, now_ns: int, present: int, possible: int) -> int:
+        """How many workers there should be; may be fewer than `possible`."""
+        return max(present, self.growth(now_ns, present, possible).target)
+
+    def decisions(self) -> Sequence[Decision]:
+        """What was decided since this was asked last: each decision once, not whenever its question is asked again."""
+        decided, self._decisions = self._decisions, []
+        return decided
+
+    def _tell(self, key: Hashable, decision: Decision) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._decisions.append(decision)
 
     def lead_ns(self) -> int:
         """How long before its deadline a node is left."""
@@ -187,15 +217,22 @@ class Elasticity:
     def usable(self, node: str, now_ns: int) -> bool:
         """Whether workers may be placed on the node."""
         if self.quarantine.until_ns(now_ns, node) is None:
+            self._told.discard(node)
             return True
         admitted = self.quarantine.admit(now_ns, self._slots, self._needed)
         self.reasons["quarantine"] = admitted.reason
+        if node in admitted.pardoned:
+            self._tell(node, Decision("Pardon", admitted.reason))
         return node in admitted.nodes
 
     def fault(self, node: str, reason: str, now_ns: int) -> None:
         """Something happened at a node."""
         others = len(self._slots.keys() | self._nodes | {node})
-        self.reasons["quarantine"] = self.quarantine.fault(now_ns, node, reason, others).reason
+        before = self.quarantine.until_ns(now_ns, node)
+        judged = self.quarantine.fault(now_ns, node, reason, others)
+        self.reasons["quarantine"] = judged.reason
+        if judged.until_ns is not None and judged.until_ns != before:
+            self._decisions.append(Decision("Quarantine", judged.reason))
 
 
 def _number(event: Mapping[str, Any], name: str) -> float | int | None:

@@ -17,7 +17,9 @@ from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.metrics import Sampler
 from orchestrator.controller.views import world_size
 from orchestrator.domain.errors import Conflict, NotFound
+from orchestrator.domain.offerings import CapacityType
 from orchestrator.lifecycle import CaughtUp, CheckpointRestored, FirstStepDone, JobState, MemoryTakenUp, Phase
+from orchestrator.policy import Observed
 from tests.controller.world import GATES, World, document
 
 ELASTIC = {"min": 1, "max": 4}
@@ -432,6 +434,16 @@ def test_a_world_counts_its_workers_by_ranks() -> None:
     assert world_size(recovering()) == 8
 
 
+def test_a_decision_of_the_engine_is_an_event() -> None:
+    """`events` shows its word and why."""
+    found = heard(
+        recovering(), "decision", decision="Stay", message="stay at 2 though 3 could train: joining costs 2 s"
+    )
+    (entry,) = found.story
+    assert (entry.event, entry.reason) == ("Decision", "Stay")
+    assert entry.message == "stay at 2 though 3 could train: joining costs 2 s"
+
+
 def test_a_later_attempt_knows_what_did_not_fit_into_memory(world: World) -> None:
     """What a lost world tells of it is kept and handed over with the next request, beside the job's batch."""
     record = heard(recovering(), "world", generation=2, world_size=4, workers=[]).record
@@ -439,7 +451,9 @@ def test_a_later_attempt_knows_what_did_not_fit_into_memory(world: World) -> Non
     record = heard(record, "world_lost", **lost, out_of_memory=[[4, 8]]).record
     del record.document["spec"]["entrypoint"]
     record.document["spec"]["training"] |= {"globalBatchSize": 32, "microBatchSize": 8}
-    request = terms.run_request(record, record.document, world.home, "a:b", "ray-train")
+    seen = {CapacityType.SPOT: Observed(2, 50.0)}
+    request = terms.run_request(record, record.document, world.home, "a:b", "ray-train", CapacityType.SPOT, seen)
+    assert (request.capacity, request.observed) == (CapacityType.SPOT, seen)
     assert (request.global_batch, request.micro_batch, request.out_of_memory) == (32, 8, ((4, 8),))
 
 

@@ -98,7 +98,7 @@ class Cluster:
         self.now_ns = 10**12
         self.judgements = Judgements(
             hang_limit_ns=lambda: hang_ns,
-            worth_growing=AfterHysteresis(500 * MILLISECOND),
+            grow_to=AfterHysteresis(500 * MILLISECOND),
             lead_ns=lambda: lead_ns,
         )
         self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch)

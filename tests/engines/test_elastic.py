@@ -29,7 +29,7 @@ class Job:
         self.agents = LocalAgents(dict(os.environ), [1] * nodes, term_grace_seconds=4.0)
         judgements = Judgements(
             hang_limit_ns=lambda: 3 * SECOND,
-            worth_growing=AfterHysteresis(200 * MILLISECOND),
+            grow_to=AfterHysteresis(200 * MILLISECOND),
             lead_ns=lambda: 2 * SECOND,
         )
         engine = NativeEngine(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.domain.offerings import CapacityType
 from orchestrator.platforms.engines.native import messages as m
 from orchestrator.platforms.engines.native.commands import Tell
 from orchestrator.platforms.engines.native.gang import State
-from orchestrator.platforms.engines.native.terms import SECOND
+from orchestrator.platforms.engines.native.terms import SECOND, Judgements, Terms
+from orchestrator.policy.elasticity import Decision
+from orchestrator.policy.hazard import Observed
 from tests.engines.gang_world import Cluster, SimAgent
 
 
@@ -39,7 +42,7 @@ def test_growth_is_a_judgement() -> None:
     """While it is not worth it, the world stays as it is."""
     cluster = Cluster()
     cluster.judgements = cluster.gang.judgements
-    object.__setattr__(cluster.judgements, "worth_growing", lambda now, present, possible: False)
+    object.__setattr__(cluster.judgements, "grow_to", lambda now, present, possible: present)
     for node in "ab":
         cluster.start(node)
     cluster.until(lambda: cluster.steady(2))
@@ -279,3 +282,45 @@ def test_a_first_world_gathers_the_whole_gang_for_a_while() -> None:
     cluster.until(lambda: cluster.steady())
     assert cluster.gang.generation == 1
     assert cluster.steady(2)
+
+
+def test_growth_goes_to_the_size_that_the_policy_names() -> None:
+    """Two more nodes are ready; the policy wants one of them, and the next world has three members."""
+    cluster = gang_on("ab", sizes=(1, 2, 3, 4))
+    object.__setattr__(cluster.judgements, "grow_to", lambda now, present, possible: max(present, min(3, possible)))
+    cluster.start("c")
+    cluster.start("d")
+    cluster.until(lambda: cluster.gang.generation == 2 and cluster.steady())
+    cluster.run(5)
+    assert cluster.steady(3)
+    assert cluster.gang.generation == 2
+    cluster.kill_worker(cluster.members()[0])
+    cluster.until(lambda: cluster.gang.generation == 3 and cluster.steady(4))
+
+
+def test_decisions_are_events() -> None:
+    """What the judgements decided is reported, with its word and reason."""
+    cluster = gang_on("ab")
+    decided = [Decision("Stay", "stay at 2 though 3 could train")]
+    object.__setattr__(cluster.judgements, "decisions", lambda: [decided.pop()] if decided else [])
+    cluster.run(1)
+    (event,) = [event for event in cluster.events if event["kind"] == "decision"]
+    assert (event["decision"], event["message"]) == ("Stay", "stay at 2 though 3 could train")
+
+
+def test_nodes_that_the_market_takes_count_as_spot() -> None:
+    """Those of a job rented so, and of another whose cloud announced to take one back; what other jobs saw is known."""
+    world: dict[str, Any] = {"kind": "world", "world_size": 2, "workers": [{"node": "a"}, {"node": "b"}]}
+    notice = {"kind": "notice", "notice": {"node": "a", "kind": "interruption"}}
+    seen = {CapacityType.SPOT: Observed(3, 100.0)}
+    for terms, events, kinds in (
+        (Terms((1, 2), capacity=CapacityType.SPOT, observed=seen), [world], {CapacityType.SPOT: 2}),
+        (Terms((1, 2)), [world], {CapacityType.ON_DEMAND: 2}),
+        (Terms((1, 2)), [notice, world], {CapacityType.SPOT: 1, CapacityType.ON_DEMAND: 1}),
+    ):
+        judgements = Judgements.learned(terms)
+        for event in events:
+            judgements.hear(0, event)
+        policy = judgements.grow_to.__self__  # type: ignore[attr-defined]
+        assert policy.sense._machines == kinds
+        assert policy.sense.observed.get(CapacityType.SPOT) == (seen[CapacityType.SPOT] if terms.observed else None)

@@ -108,11 +108,11 @@ def test_growing_is_answered_with_a_reason() -> None:
     played.tell("plan", total_steps=1_000)
     played.world("a", "b")
     played.steps(100, 0.2)
-    assert played.policy.worth_growing(played.now_ns, 2, 3)
+    assert played.policy.grow_to(played.now_ns, 2, 3) == 3
     assert played.policy.reasons["resize"].startswith("grow from 2 to 3 workers: ")
-    assert not played.policy.worth_growing(played.now_ns, 2, 2)
+    assert played.policy.grow_to(played.now_ns, 2, 2) == 2
     played.steps(895, 0.2)
-    assert not played.policy.worth_growing(played.now_ns, 2, 3)
+    assert played.policy.grow_to(played.now_ns, 2, 3) == 2
     assert "with work for 1 s left" in played.policy.reasons["resize"]
 
 
@@ -122,7 +122,7 @@ def test_standbys_that_warm_are_waited_for() -> None:
     played.world("a", "b")
     played.steps(100, 0.2)
     played.policy.warming([1.0])
-    assert not played.policy.worth_growing(played.now_ns, 2, 3)
+    assert played.policy.grow_to(played.now_ns, 2, 3) == 2
     assert "one transition to 4 workers instead of two" in played.policy.reasons["resize"]
 
 
@@ -159,7 +159,7 @@ def test_growing_counts_workers_unless_measured_speed_is_asked_for() -> None:
         for nodes in (("a", "b"), ("a", "b", "c"), ("a", "b")):
             played.world(*nodes)
             played.steps(100, 0.2)
-        assert played.policy.worth_growing(played.now_ns, 2, 3) is by_workers
+        assert (played.policy.grow_to(played.now_ns, 2, 3) == 3) is by_workers
 
 
 def test_events_of_users_loops_do_no_harm() -> None:
@@ -198,4 +198,51 @@ def test_a_running_world_that_is_taken_over_is_judged_by_its_steps() -> None:
     played.tell("pause", pause="data")
     played.steps(40, 0.2)
     assert played.policy.hang_limit_ns() == 3 * SECOND
-    assert played.policy.worth_growing(played.now_ns, 2, 3)
+    assert played.policy.grow_to(played.now_ns, 2, 3) == 3
+
+
+def test_a_decision_is_told_once_and_again_in_the_next_world() -> None:
+    """Asked at every beat whether to grow, the policy tells its answer once; in another world, and when it changes, anew."""
+    played = Played(by_workers=False)
+    played.world("a", "b")
+    played.steps(5, 0.1)
+    for _ in range(50):
+        played.now += 0.1
+        played.policy.grow_to(played.now_ns, 2, 3)
+    words = [decision.word for decision in played.policy.decisions()]
+    assert words
+    assert len(words) == len(set(words))
+    assert played.policy.decisions() == []
+    played.world("a", "b")
+    played.policy.grow_to(played.now_ns, 2, 3)
+    (decision,) = played.policy.decisions()
+    assert decision.because == played.policy.reasons["resize"]
+
+
+def test_nodes_that_are_left_or_put_away_are_decisions_with_their_figures() -> None:
+    """After a notice: how long before its deadline a node is left. After faults: for how long it is not used, and that it is
+    used though it should not, each once."""
+    played = Played()
+    played.world("a", "b")
+    played.policy.nodes({"a": 1, "b": 1}, 2)
+    played.policy.lead_ns()
+    played.lost("Notice")
+    (left,) = played.policy.decisions()
+    assert (left.word, "before their deadline" in left.because) == ("LeaveNode", True)
+    for _ in range(3):
+        played.policy.fault("b", "WorkerLost", played.now_ns)
+    (put_away,) = played.policy.decisions()
+    assert (put_away.word, "b is not used for 1 min" in put_away.because) == ("Quarantine", True)
+    for _ in range(20):
+        assert played.policy.usable("b", played.now_ns)
+    (pardoned,) = played.policy.decisions()
+    assert (pardoned.word, "2 workers are needed" in pardoned.because) == ("Pardon", True)
+
+
+def test_running_out_of_memory_is_no_interruption() -> None:
+    """The hazard of the machines does not grow with it."""
+    played = Played()
+    played.world("a", "b")
+    played.steps(5, 0.1)
+    played.lost("OutOfMemory")
+    assert all(seen.interruptions == 0 for seen in played.policy.sense.observed.values())

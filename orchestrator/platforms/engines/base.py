@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from orchestrator.domain.offerings import CapacityType
+from orchestrator.policy.hazard import Observed
+
 WORKER_LOOP = "orchestrator.training.worker:run"
 
 Events = Sequence[Mapping[str, Any]]
@@ -78,6 +81,10 @@ class RunRequest:
     """The micro-batch that the job names; None: what the batch arithmetic finds."""
     out_of_memory: tuple[tuple[int, int], ...] = ()
     """(ranks, micro-batch) of what did not fit into memory in earlier attempts."""
+    capacity: CapacityType = CapacityType.ON_DEMAND
+    """How the machines are rented."""
+    observed: Mapping[CapacityType, Observed] = field(default_factory=dict)
+    """What other gangs, and earlier attempts, have seen of interruptions."""
 
     @property
     def world_size(self) -> int:

@@ -429,6 +429,8 @@ class Gang:
             if not self._stopping and (self.terms.elastic or not self.generation):
                 self._commands += self.roster.fill(self._now_ns)
             self._want()
+        for decision in self.judgements.decisions():
+            self._report(kind="decision", decision=decision.word, message=decision.because)
         commands, self._commands = self._commands, []
         return commands
 

@@ -42,15 +42,21 @@ class Sizing:
         """Since when a smallest world would have room, while none is planned."""
         self._grows_since_ns: int | None = None
         """Since when a larger world than the one that runs would have room."""
+        self._chosen: int | None = None
+        """The size that was chosen to grow to, until that world is planned."""
 
     @property
     def goal(self) -> int | None:
         """The size that it would have with all the room there can be."""
-        return self._terms.fit(self.target, self._terms.sizes[-1])
+        return self._terms.fit(self._most, self._terms.sizes[-1])
 
     def size(self, now_ns: int) -> int | None:
         """The size for what is ready; None when that is too little for any."""
-        return self._terms.fit(self.target, self._roster.room(now_ns, READY))
+        return self._terms.fit(self._most, self._roster.room(now_ns, READY))
+
+    @property
+    def _most(self) -> int:
+        return self.target if self._chosen is None else min(self.target, self._chosen)
 
     def wanted(self, now_ns: int) -> int:
         """Slots that are of use, those that are being left counted beside."""
@@ -58,7 +64,7 @@ class Sizing:
 
     def planned(self) -> None:
         """A world is there."""
-        self._fits_since_ns = self._grows_since_ns = None
+        self._fits_since_ns = self._grows_since_ns = self._chosen = None
 
     def good_moment(self, now_ns: int, *, first: bool, chosen: bool) -> bool:
         """Whether a world should be planned now. It waits a little for what is warming up: another transition for each
@@ -75,11 +81,12 @@ class Sizing:
         waited_ns = now_ns - self._fits_since_ns
         if first:
             return waited_ns >= self._limits.gather_ns
-        possible = self._terms.fit(self.target, self._roster.room(now_ns, READY, WARMING))
+        possible = self._terms.fit(self._most, self._roster.room(now_ns, READY, WARMING))
         return possible == size or waited_ns >= self._limits.warm_ns
 
     def change(self, world: World, now_ns: int, *, fixed: bool) -> Change | LastSave | None:
         """What to do about a world that runs well. `fixed`: it cannot be changed."""
+        self._chosen = None
         leaving = self._warnings.leaving(world.nodes, now_ns)
         if leaving and now_ns < self._warnings.due_ns(leaving):
             return None
@@ -99,6 +106,8 @@ class Sizing:
         possible = self._terms.fit(self.target, self._roster.room(now_ns, READY, WARMING))
         if possible != size and now_ns - self._grows_since_ns < self._limits.gather_ns:
             return None  # training goes on meanwhile, and one transition does for all
-        if self._judgements.worth_growing(now_ns, now, size):
-            return Change("Joined", f"{now} workers become {size}")
-        return None
+        grown = self._terms.fit(self._judgements.grow_to(now_ns, now, size), size) or now
+        if grown <= now:
+            return None
+        self._chosen = grown
+        return Change("Joined", f"{now} workers become {grown}")

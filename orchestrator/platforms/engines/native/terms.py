@@ -6,12 +6,15 @@ bound how long something that went wrong is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.domain.notices import NoticeKind
+from orchestrator.domain.offerings import CapacityType
 from orchestrator.platforms.engines.base import RunRequest
-from orchestrator.policy.elasticity import Elasticity
+from orchestrator.policy.elasticity import Decision, Elasticity
+from orchestrator.policy.hazard import Observed
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
@@ -31,7 +34,9 @@ class Terms:
     global_batch: int | None = None
     micro_batch: int | None = None
     out_of_memory: tuple[tuple[int, int], ...] = ()
-    """These three as in `RunRequest`."""
+    capacity: CapacityType = CapacityType.ON_DEMAND
+    observed: Mapping[CapacityType, Observed] = field(default_factory=dict)
+    """These five as in `RunRequest`."""
 
     @classmethod
     def of(cls, request: RunRequest) -> Terms:
@@ -44,6 +49,8 @@ class Terms:
             request.global_batch,
             request.micro_batch,
             request.out_of_memory,
+            request.capacity,
+            request.observed,
         )
 
     def fit(self, target: int, room: int) -> int | None:
@@ -118,12 +125,12 @@ class AfterHysteresis:
         self._since_ns = 0
         self._asked_ns = 0
 
-    def __call__(self, now_ns: int, from_workers: int, to_workers: int) -> bool:
+    def __call__(self, now_ns: int, from_workers: int, to_workers: int) -> int:
         if self._seen != (from_workers, to_workers) or now_ns - self._asked_ns > self._steady_ns:
             self._seen = (from_workers, to_workers)
             self._since_ns = now_ns
         self._asked_ns = now_ns
-        return now_ns - self._since_ns >= self._steady_ns
+        return to_workers if now_ns - self._since_ns >= self._steady_ns else from_workers
 
 
 def _no_limit() -> int | None:
@@ -148,8 +155,9 @@ class Judgements:
 
     hang_limit_ns: Callable[[], int | None] = _no_limit
     """How long a running world may go without a step; None: not known yet, nothing counts as hung."""
-    worth_growing: Callable[[int, int, int], bool] = field(default_factory=AfterHysteresis)
-    """(now_ns, from, to) in workers. Asked often while a larger world could be had."""
+    grow_to: Callable[[int, int, int], int] = field(default_factory=AfterHysteresis)
+    """(now_ns, present, possible) in workers: how many there should be; `present` for no change. Asked often while a larger
+    world could be had."""
     lead_ns: Callable[[], int] = _lead
     """How long before a notice's deadline its node is left: p99 of a publish, the forming that reads from it, a margin."""
     usable: Callable[[str, int], bool] = _usable
@@ -158,19 +166,39 @@ class Judgements:
     """(node, reason, now_ns): told of every fault that has a place."""
     nodes: Callable[[Mapping[str, int], int], None] = _let_be
     """(slots by node, workers that are needed): told when agents come and go."""
+    decisions: Callable[[], Sequence[Decision]] = tuple
+    """What was decided since this was asked last, each once."""
     hear: Callable[[int, Mapping[str, Any]], None] = _let_be
     """(now_ns, event): told of every event of the engine and of rank 0."""
 
     @classmethod
     def learned(cls, terms: Terms) -> Judgements:
         """Those of orchestrator.policy, which learn from the gang's own events."""
-        policy = Elasticity(terms.sizes, ranks_per_worker=terms.ranks_per_worker)
+        spot: set[str] = set()
+        """Nodes that a cloud announced to take back: that happens to no others."""
+
+        def capacity_of(node: str) -> CapacityType:
+            return CapacityType.SPOT if node in spot else terms.capacity
+
+        def hear(now_ns: int, event: Mapping[str, Any]) -> None:
+            notice = event.get("notice")
+            if isinstance(notice, Mapping) and notice.get("kind") == NoticeKind.INTERRUPTION.value:
+                spot.add(str(notice.get("node")))
+            policy.hear(now_ns, event)
+
+        policy = Elasticity(
+            terms.sizes,
+            ranks_per_worker=terms.ranks_per_worker,
+            observed=terms.observed,
+            capacity_of=capacity_of,
+        )
         return cls(
             hang_limit_ns=policy.hang_limit_ns,
-            worth_growing=policy.worth_growing,
+            grow_to=policy.grow_to,
             lead_ns=policy.lead_ns,
             usable=policy.usable,
             fault=policy.fault,
             nodes=policy.nodes,
-            hear=policy.hear,
+            decisions=policy.decisions,
+            hear=hear,
         )
