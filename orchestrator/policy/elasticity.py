@@ -80,6 +80,8 @@ class Elasticity:
         self._slots: dict[str, int] = {}
         self._needed = 0
         self._world_ns: int | None = None
+        """When the world was planned that has not made a step yet, or the last one that did."""
+        self._forming = False
         self._step_at_ns: int | None = None
         self._steps: list[float] = []
         self._total_steps: int | None = None
@@ -131,6 +133,7 @@ class Elasticity:
         self.sense.world(now_ns, workers, machines)
         self.hangs.new_world(self._workers, workers)
         self._workers, self._world_ns, self._step_at_ns = workers, now_ns, None
+        self._forming = True
         self._told = {each for each in self._told if isinstance(each, str)}
 
     def _lost(self, now_ns: int, event: Mapping[str, Any]) -> None:
@@ -140,6 +143,8 @@ class Elasticity:
             self._stood_since_ns = now_ns - stood
             self._by_choice = True
         reason = str(event.get("reason"))
+        if reason == "Hung":
+            self.hangs.gave_up()
         if reason == "Notice" and "hand-over" in self.reasons:
             self._decisions.append(Decision("LeaveNode", self.reasons["hand-over"]))
         self._by_choice = self._by_choice and reason in ("Notice", "Joined", "Resized")
@@ -151,6 +156,9 @@ class Elasticity:
 
     def _step(self, now_ns: int, event: Mapping[str, Any]) -> None:
         own, step, at_ns = _number(event, "seconds"), _number(event, "step"), _number(event, "at_ns")
+        if self._forming and self._world_ns is not None:
+            self.hangs.formed((now_ns - self._world_ns) / NANOSECONDS_PER_SECOND)
+        self._forming = False
         took = max(0.0, own or 0.0)
         if self._step_at_ns is not None and at_ns is not None:
             took = max(took, (at_ns - self._step_at_ns) / NANOSECONDS_PER_SECOND)
@@ -180,6 +188,11 @@ class Elasticity:
             limit = UNANNOUNCED_SECONDS
             self.reasons["hang"] = f"the limit is {seconds(limit)}, as this loop announces no pauses"
         return round(limit * NANOSECONDS_PER_SECOND)
+
+    def forming_limit_ns(self) -> int | None:
+        """How long a world may be without its first step, from its plan on; None: none made one yet."""
+        limit = self.hangs.forming_seconds()
+        return None if limit is None else round(limit * NANOSECONDS_PER_SECOND)
 
     def growth(self, now_ns: int, present: int, possible: int) -> Verdict:
         """How many workers there should be."""

@@ -48,6 +48,10 @@ SURVIVED_STEPS = 2_048
 PAUSE_FACTOR = 5.0
 PAUSE_FLOOR_SECONDS = 10.0
 PAUSES_REMEMBERED = 16
+FORMING_FLOOR_SECONDS = 30.0
+"""For a world to make its first step, however soon earlier ones did: a checkpoint instead of memory, a machine under load."""
+OVERDUE_FACTOR = 4.0
+"""Times the limit, after each world in a row that did not make its first step in time: it may have been slow and not hung."""
 
 
 class Pause(StrEnum):
@@ -82,6 +86,24 @@ class HangLimit:
         self._expected: set[Pause] = {Pause.FIRST_STEP}
         self._survived = 0.0
         self._survived_left = 0
+        self._formed: deque[float] = deque(maxlen=PAUSES_REMEMBERED)
+        self._overdue = 0
+
+    def formed(self, forming_seconds: float) -> None:
+        """A world made its first step so long after it was planned."""
+        self._formed.append(max(0.0, forming_seconds))
+        self._overdue = 0
+
+    def gave_up(self) -> None:
+        """A world that hung is given up."""
+        if Pause.FIRST_STEP in self._expected:
+            self._overdue += 1
+
+    def forming_seconds(self) -> float | None:
+        """For how long a world may be without its first step, from the plan on; None: no world made one yet."""
+        if not self._formed:
+            return None
+        return max(FORMING_FLOOR_SECONDS, PAUSE_FACTOR * max(self._formed)) * OVERDUE_FACTOR**self._overdue
 
     def expect(self, pause: Pause) -> None:
         """The step that is being made has this pause in it."""

@@ -24,11 +24,19 @@ class FakeAgent:
     """`obedient=False` leaves plans lying: members stay FORMING."""
 
     def __init__(
-        self, address: Address, token: str, name: str, slots: int = 1, *, members: tuple[Message, ...] = ()
+        self,
+        address: Address,
+        token: str,
+        name: str,
+        slots: int = 1,
+        *,
+        members: tuple[Message, ...] = (),
+        checkpoint: int = 0,
     ) -> None:
         self.name = name
         self.slots = slots
         self.token = token
+        self.checkpoint = checkpoint
         self.workers: dict[str, dict[str, Any]] = {str(m["worker"]): dict(m) for m in members}
         self.shards: list[Message] = []
         self.got: list[Message] = []
@@ -55,6 +63,7 @@ class FakeAgent:
                 "host": "127.0.0.1",
                 "address": [self.name, 1],
                 "slots": self.slots,
+                "checkpoint": self.checkpoint,
                 "members": list(self.workers.values()),
             }
         )

@@ -120,6 +120,8 @@ class Cluster:
         """Nodes whose notice the gang has received."""
         self.known_gone: set[str] = set()
         """Workers whose end the gang has received."""
+        self.starved: set[str] = set()
+        """Workers that get no processor."""
         self._generation = 0
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
@@ -300,7 +302,14 @@ class Cluster:
             self._connect(agent)
             return
         workers = tuple(
-            m.WorkerBeat(w.worker, w.state, w.generation, w.step, self.now_ns - w.stepped_ns)
+            m.WorkerBeat(
+                w.worker,
+                w.state,
+                w.generation,
+                w.step,
+                self.now_ns - w.stepped_ns,
+                starved_ns=self.now_ns - w.stepped_ns if w.worker in self.starved else 0,
+            )
             for w in agent.workers.values()
             if w.alive
         )

@@ -7,6 +7,7 @@ import random
 import selectors
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Mapping
 from itertools import pairwise
@@ -192,3 +193,20 @@ def test_an_agent_lives_in_a_thread_too_and_tells_of_a_kill_for_memory(monkeypat
         thread.join(30)
         harness.close()
     assert statuses == [0]
+
+
+def test_time_without_a_processor_is_counted() -> None:
+    """Of more processes that turn in circles than there are processors, each waits; of one that is gone nothing is known."""
+
+    count = (os.cpu_count() or 1) + 1
+    turning = [subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        deadline = SystemClock().monotonic_ns() + 20_000_000_000
+        while not any(lifeline.waited_ns(each.pid) > 50_000_000 for each in turning):
+            assert SystemClock().monotonic_ns() < deadline
+            os.sched_yield()
+    finally:
+        for each in turning:
+            each.kill()
+            each.wait()
+    assert lifeline.waited_ns(turning[0].pid) == 0

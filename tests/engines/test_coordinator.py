@@ -229,6 +229,22 @@ def test_wishes_reach_agents_that_are_there_and_that_come(begin: Callable[..., A
     attempt.end()
 
 
+def test_a_coordinator_that_takes_over_counts_wishes_on(begin: Callable[..., Attempt]) -> None:
+    """Agents that an earlier one told of three saves hear of three and not of none, so that nothing is saved again; the next
+    wish is the fourth. An agent that comes back adds nothing."""
+    attempt = begin()
+    a, b = attempt.agent("a", checkpoint=3), attempt.agent("b", checkpoint=2)
+    b.until(lambda: bool(b.wishes))
+    a.until(lambda: bool(a.wishes))
+    attempt.wishes.wish_checkpoint()
+    for agent in (a, b):
+        agent.until(lambda agent=agent: agent.wishes[-1]["checkpoint"] == 4)  # type: ignore[misc]
+    assert [wish["checkpoint"] for wish in a.wishes if wish["checkpoint"] not in (3, 4)] == []
+    again = attempt.agent("b", checkpoint=4)
+    again.until(lambda: bool(again.wishes))
+    assert again.wishes[0]["checkpoint"] == 4
+
+
 def test_a_wished_size_takes_effect(begin: Callable[..., Attempt]) -> None:
     """The members of a world that is to shrink are asked to regroup, and leave for one of the wished size."""
     attempt = begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import messages as m
 from orchestrator.platforms.engines.native.commands import Tell
 from orchestrator.platforms.engines.native.gang import State
-from tests.engines.gang_world import Cluster, SimAgent
+from orchestrator.platforms.engines.native.terms import SECOND
+from tests.engines.gang_world import QUICK, Cluster, SimAgent
 
 
 def three(**more: Any) -> Cluster:
@@ -270,3 +272,48 @@ def test_a_kill_ends_everything() -> None:
     cluster.run(5)
     assert cluster.outcome == Outcome("WorkerLost", "the gang was killed")
     assert not [w for agent in cluster.agents.values() for w in agent.workers.values() if w.alive and w.generation]
+
+
+def test_a_world_that_does_not_form_is_given_up_as_soon_as_earlier_ones_allow() -> None:
+    """With a limit that was learned, a member that hangs while forming is found long before the bound for all."""
+    cluster = three(limits=replace(QUICK, forming_ns=600 * SECOND))
+    object.__setattr__(cluster.judgements, "forming_limit_ns", lambda: 3 * SECOND)
+    cluster.kill_worker(cluster.members()[2])
+    cluster.until(lambda: cluster.gang.state is State.FORMING)
+    cluster.members()[1].frozen = True
+    cluster.until(lambda: cluster.steady() and cluster.gang.generation == 3, seconds=10)
+    assert lost(cluster) == ["WorkerLost", "Hung"]
+
+
+@pytest.mark.parametrize("state", [State.STEADY, State.FORMING])
+def test_ranks_that_get_no_processor_do_not_hang(state: State) -> None:
+    """The same standstill is no hang while one of the ranks waits for a processor all the time; for ten times as long it is."""
+    cluster = three(limits=replace(QUICK, quiet_ns=600 * SECOND))
+    if state is State.FORMING:
+        cluster.kill_worker(cluster.members()[2])
+        cluster.until(lambda: cluster.gang.state is State.FORMING)
+    stopped = cluster.members()[1]
+    stopped.frozen, generation, began_ns = True, cluster.gang.generation, cluster.now_ns
+    cluster.starved = {stopped.worker}
+    cluster.run(8)
+    assert (cluster.gang.generation, cluster.gang.state) == (generation, state)
+    cluster.until(lambda: cluster.gang.generation > generation, seconds=40)
+    assert cluster.now_ns - began_ns > 9 * SECOND
+
+
+def test_standbys_warm_beside_a_world_that_forms_for_long() -> None:
+    """At first it has the processors to itself; one that takes longer gets its standbys, so that the next loss finds them."""
+    cluster = three(limits=replace(QUICK, forming_ns=60 * SECOND, forming_alone_ns=2 * SECOND))
+    cluster.kill_worker(cluster.members()[2])
+    cluster.until(lambda: cluster.gang.state is State.FORMING)
+    cluster.members()[1].frozen = True
+    spawned = [
+        command for command in cluster.commands if isinstance(command, Tell) and isinstance(command.message, m.Spawn)
+    ]
+    cluster.run(1.5)
+    after = [
+        command for command in cluster.commands if isinstance(command, Tell) and isinstance(command.message, m.Spawn)
+    ]
+    assert len(after) == len(spawned)
+    cluster.until(lambda: all(a.standbys(m.READY) for a in cluster.gang.roster.agents.values()), seconds=5)
+    assert cluster.gang.state is State.FORMING

@@ -246,3 +246,17 @@ def test_running_out_of_memory_is_no_interruption() -> None:
     played.steps(5, 0.1)
     played.lost("OutOfMemory")
     assert all(seen.interruptions == 0 for seen in played.policy.sense.observed.values())
+
+
+def test_the_time_for_a_first_step_is_learned_from_worlds_that_were_seen_to_form() -> None:
+    """From the plan to the first step; a world that was taken over in its middle teaches nothing."""
+    played = Played()
+    played.steps(3, 0.2)
+    assert played.policy.forming_limit_ns() is None
+    played.world("a", "b")
+    played.steps(1, 12.0)
+    played.steps(30, 0.2)
+    assert played.policy.forming_limit_ns() == 60 * SECOND
+    played.world("a", "b")
+    played.lost("Hung", stood=60.0)
+    assert played.policy.forming_limit_ns() == 240 * SECOND

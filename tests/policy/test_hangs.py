@@ -160,3 +160,22 @@ def test_of_two_only_the_slower_is_a_straggler_and_the_gone_are_forgotten() -> N
     assert watch.slow == {"b"}
     watch.observe({"a": 0.1, "c": 0.1})
     assert not watch.slow
+
+
+def test_how_long_a_world_may_form_is_learned_with_room_for_doubt() -> None:
+    """Unknown before the first; then five times the longest, at least 30 s; four times that after each world that was given
+    up before its first step, until one made it."""
+    hangs = HangLimit()
+    assert hangs.forming_seconds() is None
+    hangs.formed(1.0)
+    assert hangs.forming_seconds() == 30.0
+    hangs.formed(20.0)
+    assert hangs.forming_seconds() == 100.0
+    hangs.new_world(2, 2)
+    hangs.gave_up()
+    assert hangs.forming_seconds() == 400.0
+    hangs.formed(1.0)
+    hangs.observe(1.0)
+    assert hangs.forming_seconds() == 100.0
+    hangs.gave_up()  # in the middle of its steps: that says nothing of the first
+    assert hangs.forming_seconds() == 100.0

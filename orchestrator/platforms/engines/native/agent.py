@@ -49,6 +49,8 @@ DUMP_SECONDS = 2.0
 STATUS_SECONDS = 1.0
 """From the end of a worker's line to the word of how its process ended, before it is killed."""
 MEMORY_LOOK_SECONDS = 1.0
+STARVED_LOOK_SECONDS = 0.5
+"""Between two looks at how long workers waited for a processor; far below the shortest time after which one hangs."""
 SETTLE_SECONDS = 0.01
 """From SIGKILL to the inventory, when the kernel is slower to take a large process down (tens of milliseconds). A thread with
 that signal executes nothing any more once it is interrupted, which takes microseconds; and to spoil what the inventory tells,
@@ -152,7 +154,7 @@ class Agent:
         self._tickets: list[tuple[int, int]] = []
         self._changed = False
         self._next_tick_ns = 0
-        self._next_look_ns = 0
+        self._next_look_ns = self._next_starved_ns = 0
         self._memory_kills = lifeline.memory_kills()
         self._kills_known = self._kills_seen = self._memory_kills()
         """Kernel's kills for want of memory that happened before the look before the last one, and at the last one: a look
@@ -222,6 +224,10 @@ class Agent:
             self._relay(worker)
         for worker in self._departed:
             self._relay(worker)
+        if now_ns >= self._next_starved_ns:
+            self._next_starved_ns = now_ns + round(STARVED_LOOK_SECONDS * NANOSECONDS_PER_SECOND)
+            for worker in self._workers.values():
+                worker.look()
         self._beat()
         if now_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + round(MEMORY_LOOK_SECONDS * NANOSECONDS_PER_SECOND)
@@ -402,6 +408,7 @@ class Agent:
             case "progress":
                 if message["step"] is not None:
                     worker.step, worker.step_at_ns = message["step"], message["at_ns"]
+                    worker.advances()
                 if worker.state == FORMING:
                     worker.state = RUNNING
                     self._changed = True

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native.messages import Left
+
+if TYPE_CHECKING:
+    from orchestrator.platforms.engines.native.roster import Member, Worker, World
 
 SUCCEEDED = frozenset(("Completed", "EarlyStopped", "Stopped"))
 REGROUPED = "Regrouped"
@@ -53,3 +57,18 @@ def outcome_of(causes: Sequence[Cause]) -> Outcome:
     gone = [cause for cause in causes if cause.gone]
     first = (gone or list(causes))[0]
     return Outcome(WORKER_LOST, first.sentence())
+
+
+def end_of(world: World | None, causes: Sequence[Cause], last_fault: tuple[str, str]) -> Outcome:
+    """How the attempt ended: what rank 0 returned, unless a rank failed beside it; else the cause; else the last fault."""
+    result = None if world is None else world.result
+    if result is not None and not any(cause.own for cause in causes):
+        value = dict(result.result or {})
+        return Outcome(str(value.get("reason", result.reason)), result.message, value)
+    return outcome_of(causes) if causes else Outcome(*last_fault)
+
+
+def who(worker: Worker | None, member: Member) -> str:
+    """The process and its host."""
+    process = "process unknown" if worker is None or worker.pid is None else f"process {worker.pid}"
+    return f"{process} on {member.host}"

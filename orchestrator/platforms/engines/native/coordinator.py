@@ -99,6 +99,10 @@ class Coordinator:
         """Events heard, by worker."""
         self._wishes = Wishes()
         self._saves = 0
+        self._wished_before = 0
+        """Wishes for a checkpoint that agents had been told of by an earlier driver: one that takes over counts on."""
+        self._met: set[str] = set()
+        """Agents that this coordinator has told of wishes."""
         self._notices: set[Notice] = set()
         self._away: dict[str, tuple[int, str]] = {}
         """Agents whose connection broke: until when they may come back, and why it broke."""
@@ -174,6 +178,10 @@ class Coordinator:
                 if self._outcome is not None:
                     self._lines.send(agent, {"kind": "bye"})
                     return
+                if agent not in self._met:
+                    self._met.add(agent)
+                    self._wished_before = max(self._wished_before, message.checkpoint)
+                self._pass_wishes_on(now_ns)
                 self._lines.send(agent, self._wishes_document())
                 self._obey(self._gang.joined(message, now_ns))
             case m.WorkerEvents():
@@ -284,7 +292,7 @@ class Coordinator:
 
     def _pass_wishes_on(self, now_ns: int) -> None:
         wished = self._board.read()
-        wished = wished._replace(checkpoint=wished.checkpoint + self._saves)
+        wished = wished._replace(checkpoint=wished.checkpoint + self._saves + self._wished_before)
         if wished.stop and not self._wishes.stop:
             self._obey(self._gang.stopping(now_ns))
         if self._board.size and self._board.size != self._gang.sizing.target:

@@ -23,7 +23,7 @@ from enum import Enum
 from typing import Any
 
 from orchestrator.platforms.engines.base import Outcome
-from orchestrator.platforms.engines.native import causes, sources
+from orchestrator.platforms.engines.native import causes, hangs, sources
 from orchestrator.platforms.engines.native.batches import OUT_OF_MEMORY, Batches
 from orchestrator.platforms.engines.native.causes import REGROUPED, SUCCEEDED, WORKER_LOST, Cause
 from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
@@ -291,7 +291,7 @@ class Gang:
                 self._regroup_told = True
                 self._report_lost(self._why_regroup.reason, self._why_regroup.message, self._now_ns)
             return
-        cause = Cause.of(left, member.rank, _who(worker, member))
+        cause = Cause.of(left, member.rank, causes.who(worker, member))
         self._told.append(cause)
         if self.state not in _WITH_WORLD:
             return
@@ -319,7 +319,7 @@ class Gang:
         lost = [member for member in world.on(agent.agent) if member.rank not in world.ends]
         for member in lost:
             worker = agent.workers.get(member.worker)
-            self._told.append(Cause(member.rank, _who(worker, member), WORKER_LOST, why, False, True))
+            self._told.append(Cause(member.rank, causes.who(worker, member), WORKER_LOST, why, False, True))
         if self.state not in _WITH_WORLD:
             return
         if lost or (self.state is State.FORMING and agent.address in world.sources):
@@ -425,7 +425,8 @@ class Gang:
             before = self.state
             rules[self.state]()
         # While a world forms it needs the processors itself.
-        if self.state in (State.WAITING, State.DECIDING, State.STEADY, State.REGROUPING):
+        forms = self.state is State.FORMING and self._now_ns - self._since_ns < self.limits.forming_alone_ns
+        if not forms and self.state not in (State.ENDING, State.ENDED):
             if not self._stopping and (self.terms.elastic or not self.generation):
                 self._commands += self.roster.fill(self._now_ns)
             self._want()
@@ -491,7 +492,7 @@ class Gang:
         for member in members:
             worker = self.roster.agents[member.agent].workers[member.worker]
             worker.generation, worker.rank = self.generation, member.rank
-            worker.step, worker.step_age_ns, worker.quiet_ns = None, 0, 0
+            worker.step, worker.step_age_ns, worker.quiet_ns, worker.starved_ns = None, 0, 0, 0
             plan = Plan(
                 member.worker,
                 self.generation,
@@ -522,7 +523,7 @@ class Gang:
         waited = self._now_ns - self._since_ns
         if not late:
             self._enter(State.STEADY)
-        elif waited > self.limits.forming_ns:
+        elif hangs.unhindered(waited, self.roster.open(world)) > self._forming_limit_ns():
             if len(late) < world.size:
                 self._suspect(late)
             ranks = ", ".join(str(worker.rank) for worker in late)
@@ -576,14 +577,7 @@ class Gang:
         overdue = self._now_ns - max(self._grace_until_ns, self._since_ns) > self.limits.leave_ns
         if overdue or not any(worker.generation for worker in self.roster.workers()):
             self.state = State.ENDED
-            self._commands.append(End(self._ending or self._outcome()))
-
-    def _outcome(self) -> Outcome:
-        result = None if self.world is None else self.world.result
-        if result is not None and not any(cause.own for cause in self._told):
-            value = dict(result.result or {})
-            return Outcome(str(value.get("reason", result.reason)), result.message, value)
-        return causes.outcome_of(self._told) if self._told else Outcome(*self._last_fault)
+            self._commands.append(End(self._ending or causes.end_of(self.world, self._told, self._last_fault)))
 
     # --- what the rules ask ------------------------------------------------------------------------------------------
 
@@ -646,6 +640,9 @@ class Gang:
 
     # --- small things ------------------------------------------------------------------------------------------------
 
+    def _forming_limit_ns(self) -> int:
+        return min(self.limits.forming_ns, self.judgements.forming_limit_ns() or self.limits.forming_ns)
+
     def _good_moment(self) -> bool:
         return self.sizing.good_moment(self._now_ns, first=self.generation == 0, chosen=self._regroup_told)
 
@@ -692,8 +689,3 @@ class Gang:
     def _taken(self, node: str) -> str:
         """Why something on this node went: after a notice it was taken, otherwise it was lost."""
         return "Preempted" if self.warnings.leaving((node,), self._now_ns) else WORKER_LOST
-
-
-def _who(worker: Worker | None, member: Member) -> str:
-    process = "process unknown" if worker is None or worker.pid is None else f"process {worker.pid}"
-    return f"{process} on {member.host}"

@@ -5,7 +5,9 @@ the world is given up, every member is asked for its stack: who does not even an
 kernel, and is the one. If all answer, the ranks that are a step behind are meant; where all are alike nobody is singled
 out, and the stacks tell.
 
-Ages are the agents' own measurements: a late beat makes nobody look older.
+Ages are the agents' own measurements: a late beat makes nobody look older. Time in which a rank would have run and got no
+processor does not count, for the others wait for it too: a machine under load is not a gang that hangs. A rank that turns in
+circles on such a machine is found later, at ten times the limit at most.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from orchestrator.platforms.engines.native.roster import Worker
 from orchestrator.platforms.engines.native.terms import SECOND
 
 NO_ANSWER = "(no answer: the process is stopped, or stuck in the kernel)"
+
+LEAST_SHARE = 10
+"""One in so many parts of a time counts whatever the load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class HangWatch:
 
     def look(self, workers: Sequence[Worker], limit_ns: int | None, now_ns: int) -> Verdict | Sequence[Worker] | None:
         """None: all is well, or it is too early to say. Workers: ask these for their stacks now. A verdict: it hangs."""
-        old = [] if limit_ns is None else [worker for worker in workers if _age(worker) > limit_ns]
+        old = [] if limit_ns is None else [worker for worker in workers if unhindered(_age(worker), workers) > limit_ns]
         if not old:
             self.clear()
             return None
@@ -68,6 +73,12 @@ class HangWatch:
         stuck = singled_out or _behind(old)
         told = tuple((worker, self._stacks.get(worker.worker, NO_ANSWER)) for worker in stuck)
         return Verdict(told, tuple(singled_out), max(_age(worker) for worker in old))
+
+
+def unhindered(waited_ns: int, workers: Sequence[Worker]) -> int:
+    """What is left of a time when that is taken off for which the most starved of the workers had no processor."""
+    starved_ns = max((worker.starved_ns for worker in workers), default=0)
+    return max(waited_ns - starved_ns, waited_ns // LEAST_SHARE)
 
 
 def _age(worker: Worker) -> int:

@@ -68,6 +68,17 @@ def state_of(pid: int) -> str:
     return "gone"
 
 
+def waited_ns(pid: int) -> int:
+    """How long the threads of a process have waited for a processor by now, together, in ns; of those that ended nothing is
+    known any more. 0 where the kernel does not tell."""
+    waited = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for task in os.scandir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                waited += int(Path(task.path, "schedstat").read_text().split()[1])
+    return waited
+
+
 def memory_kills() -> Callable[[], int]:
     """A function that gives how many processes the kernel has killed for want of memory: in this process's own memory
     cgroup if that is counted, else on the machine; always 0 where neither is told."""

@@ -40,6 +40,7 @@ class Worker:
     step: int | None = None
     step_age_ns: int = 0
     quiet_ns: int = 0
+    starved_ns: int = 0
     pid: int | None = None
     born_ns: int = 0
     seen_ns: int = 0
@@ -54,7 +55,7 @@ class Worker:
     def hear(self, beat: WorkerBeat) -> None:
         self.state = beat.state
         self.pid = beat.pid or self.pid
-        self.quiet_ns = beat.quiet_ns
+        self.quiet_ns, self.starved_ns = beat.quiet_ns, beat.starved_ns
         if beat.step is not None or self.step is None:
             self.step, self.step_age_ns = beat.step, beat.step_ns
 

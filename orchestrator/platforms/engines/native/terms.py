@@ -82,6 +82,9 @@ class Limits:
     forming_ns: int = 600 * SECOND
     """From the plan to the first moment in which all members run: process group, state, first step. A large state comes
     from a checkpoint in minutes; members that died, or are stopped, are found much sooner by other signs."""
+    forming_alone_ns: int = 5 * SECOND
+    """For so long no standby warms up beside a world that forms. One that takes longer reads a large state or builds
+    something; a standby beside it costs little, and without one the next loss would wait for it."""
     regroup_ns: int = 30 * SECOND
     """For the members to finish their step and leave, once asked; twice the hang limit where that is longer."""
     dump_ns: int = 500 * MILLISECOND
@@ -155,6 +158,9 @@ class Judgements:
 
     hang_limit_ns: Callable[[], int | None] = _no_limit
     """How long a running world may go without a step; None: not known yet, nothing counts as hung."""
+    forming_limit_ns: Callable[[], int | None] = _no_limit
+    """How long a world may take from its plan to the first step of all its members; None: not known yet, `forming_ns` holds.
+    It holds in any case as the longest."""
     grow_to: Callable[[int, int, int], int] = field(default_factory=AfterHysteresis)
     """(now_ns, present, possible) in workers: how many there should be; `present` for no change. Asked often while a larger
     world could be had."""
@@ -194,6 +200,7 @@ class Judgements:
         )
         return cls(
             hang_limit_ns=policy.hang_limit_ns,
+            forming_limit_ns=policy.forming_limit_ns,
             grow_to=policy.grow_to,
             lead_ns=policy.lead_ns,
             usable=policy.usable,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.births import Process
 from orchestrator.platforms.engines.native.messages import LEFT, WARMING, Frames, ProtocolError, encode
 
@@ -189,6 +190,9 @@ class Worker:
     world_size: int | None = None
     step: int | None = None
     step_at_ns: int = 0
+    starved_ns: int = 0
+    """For a processor, as `look` found it; from `starved_from_ns` on, which is None until it has looked."""
+    starved_from_ns: int | None = None
     outbox: Outbox = field(default_factory=Outbox)
     speaks: bool = False
     """Its process has said something: from then on it also heeds the signal for a dump."""
@@ -213,8 +217,22 @@ class Worker:
             "step": self.step,
             "step_ns": now_ns - self.step_at_ns if self.step is not None else 0,
             "quiet_ns": now_ns - self.heard_ns,
+            "starved_ns": self.starved_ns,
             "pid": None if self.process is None else self.process.pid,
         }
+
+    def advances(self) -> None:
+        """It made a step, or has a place: it is counted anew how long it waits for a processor."""
+        self.starved_ns, self.starved_from_ns = 0, None
+
+    def look(self) -> None:
+        """Called now and then. What was waited before the first look after a step is not counted."""
+        if self.process is None or not self.generation:
+            return
+        waited_ns = lifeline.waited_ns(self.process.pid)
+        if self.starved_from_ns is None:
+            self.starved_from_ns = waited_ns
+        self.starved_ns = max(0, waited_ns - self.starved_from_ns)
 
     def member(self, now_ns: int) -> dict[str, Any]:
         return {**self.beat(now_ns), "rank": self.rank, "world_size": self.world_size}
