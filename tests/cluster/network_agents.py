@@ -65,6 +65,9 @@ class NetworkAgents:
     def want(self, slots: int) -> None:
         self.wanted.append(slots)
 
+    def dismiss(self, agent: str, why: str) -> None:
+        """A node that is cut off cannot be reached, and this one may be."""
+
     def stop(self) -> None:
         """Agents were told to end; what does not is killed, with its node."""
         for process, node in zip(self._agents, self.nodes.values(), strict=True):

@@ -22,6 +22,7 @@ from orchestrator.domain.clock import SystemClock
 from orchestrator.platforms.engines.base import RunRequest
 from orchestrator.platforms.engines.native.messages import Frames, Hello, NoticeSeen, encode, read
 from tests.cluster.ray_nodes import RayNode, RayNodes, ray_nodes
+from tests.engines.launchers import dismissing_ends_that_agent_alone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 DEADLINE_SECONDS = 60.0
@@ -183,6 +184,17 @@ def test_agents_come_where_there_is_room_and_wait_for_more(
     assert set(groups(uid)) == {"REMOVED"}
     until(lambda: not any(process.is_running() for process in processes))
     for node in (pair, single, late):
+        node.kill()
+
+
+def test_an_agent_can_be_dismissed(cluster: RayNodes, coordinator: Coordinator, launch: Callable[..., Any]) -> None:
+    """As any launcher's; its slot gets another agent later."""
+    nodes = cluster.add_node(), cluster.add_node()
+    launcher = launch(coordinator)
+    launcher.want(2)
+    until(lambda: len(coordinator.slots_by_node()) == 2)
+    dismissing_ends_that_agent_alone(launcher, lambda: {agent.name for agent in launcher._named_agents()}, until)
+    for node in nodes:
         node.kill()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from orchestrator.controller.journal.base import Commit
+from orchestrator.controller.journal.base import SCHEMA_VERSION, Commit
 from orchestrator.controller.journal.postgres import PostgresJournal
 from orchestrator.domain.errors import StaleEpoch, StorageError
 from tests.journal.conftest import PostgresServer
@@ -118,6 +118,19 @@ def test_a_newer_schema_and_no_password_in_messages(journal: PostgresJournal, ur
     with pytest.raises(StorageError, match=r"schema 7, written by orchestrate 9\.8\.7") as told:
         PostgresJournal(url.replace("@", ":hush@"))
     assert "hush" not in str(told.value)
+
+
+def test_an_older_schema_becomes_ours(journal: PostgresJournal, url: str) -> None:
+    """A journal of schema 1 is read as it is, and is one of this schema once an epoch was opened on it."""
+    journal.commit(everything("u1", 1))
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("UPDATE orchestrate.writer SET schema = 1")
+        older = PostgresJournal(url)
+        assert [job.uid for job in older.jobs()] == ["u1"]
+        assert other.execute("SELECT schema FROM orchestrate.writer").fetchone() == (1,)
+        older.open_epoch()
+        assert other.execute("SELECT schema FROM orchestrate.writer").fetchone() == (SCHEMA_VERSION,)
+        older.close()
 
 
 def test_a_writer_that_waits_for_a_lock(journal: PostgresJournal, url: str) -> None:

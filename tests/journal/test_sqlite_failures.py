@@ -102,10 +102,20 @@ def test_a_newer_schema(journal: SqliteJournal, file: Path) -> None:
     """A journal of a later schema is refused with the version that wrote it."""
     journal._writer.execute("UPDATE writer SET schema = 7, written_by = 'orchestrate 9.8.7'")
     journal.close()
-    with pytest.raises(StorageError, match=r"schema 7, written by orchestrate 9\.8\.7.*knows schema 1") as told:
+    with pytest.raises(StorageError, match=r"schema 7, written by orchestrate 9\.8\.7.*knows schemas 1 to 2") as told:
         SqliteJournal(file)
     assert told.value.hint is not None
-    assert "orchestrate 9.8.7 or newer" in told.value.hint
+    assert "upgrade to orchestrate 9.8.7 or newer" in told.value.hint
+
+
+def test_a_schema_that_grew_meanwhile(journal: SqliteJournal, file: Path) -> None:
+    """1. An older controller opens the file. 2. A newer one makes it its own. 3. The older one may not take it back."""
+    older = SqliteJournal(file)
+    journal._writer.execute("UPDATE writer SET schema = 7, written_by = 'orchestrate 9.8.7'")
+    with pytest.raises(StorageError, match="has schema 7"):
+        older.open_epoch()
+    older.close()
+    assert journal._writer.execute("SELECT epoch, schema FROM writer").fetchone() == (1, 7)
 
 
 def test_no_folder(tmp_path: Path) -> None:

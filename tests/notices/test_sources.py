@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.domain.clock import ManualClock
 from orchestrator.domain.notices import NoticeKind
+from orchestrator.platforms import notices
 from orchestrator.platforms.notices import FakeSource, for_agent
 from orchestrator.platforms.notices.aws import aws
 from orchestrator.platforms.notices.azure import ScheduledEvents
@@ -423,7 +424,7 @@ def test_a_named_source_is_looked_for_again(recorder: Recorder) -> None:
     late, given_up = Late("late"), Late("late")
     for source in (late, given_up):
         source.show("a", Sighting(NoticeKind.DRAIN))
-    patient = Watcher([late], recorder, CLOCK, NODE, persistent=True, absent_seconds=QUICK)
+    patient = Watcher([late], recorder, CLOCK, NODE, persistent=[late], absent_seconds=QUICK)
     recorder.wait(1)
     impatient = Watcher([given_up], recorder, CLOCK, NODE, absent_seconds=QUICK)
     for thread in impatient._threads:
@@ -458,6 +459,26 @@ def test_an_agent_is_told_documents(tmp_path: Path) -> None:
         "received_ns": first["received_ns"]
     }
     assert told[1] == first | {"withdrawn": True}
+
+
+def test_ray_is_looked_for_again_beside_what_auto_finds(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent on Ray goes on asking for Ray's drains when they cannot be had at first; what `auto` seeks is given up. A source
+    that was named is asked again whatever the launcher."""
+    from orchestrator.platforms.engines.native.ray_agent import watching
+
+    asked: list[tuple[list[str], list[str]]] = []
+
+    def watch(sources: Any, on_change: Any, clock: Any, node: str, *, persistent: Any) -> Watcher:
+        asked.append(([source.name for source in sources], [source.name for source in persistent]))
+        return Watcher([], on_change, clock, node)
+
+    monkeypatch.setattr(notices, "watch", watch)
+    watching("auto", NODE, {}, CLOCK)(lambda document: None)()
+    watching("azure", NODE, {}, CLOCK)(lambda document: None)()
+    for_agent("azure", NODE, {}, CLOCK)(lambda document: None)()
+    assert (asked[0][0][0], asked[0][1]) == ("ray", ["ray"])
+    assert "azure" in asked[0][0]
+    assert asked[1:] == [(["ray", "azure"], ["ray", "azure"]), (["azure"], ["azure"])]
 
 
 def test_handled_reaches_every_source(recorder: Recorder) -> None:

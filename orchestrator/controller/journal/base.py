@@ -13,7 +13,11 @@ from typing import Any, Protocol
 from orchestrator.accounting import Entry
 from orchestrator.lifecycle import JobState, StoryEntry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What this version writes. 2: a ledger may hold machines that turn and the categories `resize` and `idle`, a state the worlds
+of an elastic job; tables and rows of 1 are as they were."""
+OLDEST_SCHEMA = 1
+"""What this version reads besides. Such a journal becomes one of `SCHEMA_VERSION` when a controller opens an epoch on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,7 @@ class PostgresJournal:
         with self._lock, self._told():
             self._mend_writer()
             with self._writer.transaction(), self._writer.cursor() as cursor:
+                self._check_schema(cursor)
                 cursor.execute(
                     "UPDATE orchestrate.writer SET epoch = epoch + 1, schema = %s, written_by = %s RETURNING epoch",
                     (SCHEMA_VERSION, WRITTEN_BY),
@@ -255,9 +256,13 @@ class PostgresJournal:
                     cursor.execute(table)
                 cursor.execute("INSERT INTO orchestrate.writer VALUES (0, %s, %s, '')", (SCHEMA_VERSION, WRITTEN_BY))
                 return
-            cursor.execute("SELECT schema, written_by FROM orchestrate.writer")
-            version, written_by = _one(cursor)
-            check_schema(self._place, version, written_by)
+            self._check_schema(cursor)
+
+    def _check_schema(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:
+        """Locks the writer's row: what was found holds until the transaction ends."""
+        cursor.execute("SELECT schema, written_by FROM orchestrate.writer FOR UPDATE")
+        version, written_by = _one(cursor)
+        check_schema(self._place, version, written_by)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

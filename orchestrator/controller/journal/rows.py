@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.accounting import Entry, entry_from_document, entry_to_document
-from orchestrator.controller.journal.base import SCHEMA_VERSION, Commit, JobRecord, StepRow
+from orchestrator.controller.journal.base import OLDEST_SCHEMA, SCHEMA_VERSION, Commit, JobRecord, StepRow
 from orchestrator.domain.errors import StorageError
 from orchestrator.lifecycle import JobState, StoryEntry
 
@@ -165,9 +165,14 @@ def ledger_uids(commit: Commit) -> list[str]:
 
 def check_schema(place: str, version: int, written_by: str) -> None:
     """Raise `StorageError` unless this version of orchestrate can use a journal of that schema."""
-    if version != SCHEMA_VERSION:
-        raise StorageError(
-            f"the journal {place} has schema {version}, written by {written_by}; this is {WRITTEN_BY}, "
-            f"which knows schema {SCHEMA_VERSION}",
-            hint=f"use {written_by} or newer, or start with another home",
-        )
+    if OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
+        return
+    what = (
+        f"the journal {place} has schema {version}, written by {written_by}; this is {WRITTEN_BY}, "
+        f"which knows schemas {OLDEST_SCHEMA} to {SCHEMA_VERSION}"
+    )
+    if version > SCHEMA_VERSION:
+        hint = f"upgrade to {written_by} or newer here: what it wrote would be read wrongly; or set another home or journal"
+    else:
+        hint = "open it once with a version in between, or set another home or journal"
+    raise StorageError(what, hint=hint)

@@ -96,6 +96,7 @@ class SqliteJournal:
 
     def open_epoch(self) -> int:
         with self._transaction():
+            self._check_schema()
             self._writer.execute(
                 "UPDATE writer SET epoch = epoch + 1, schema = ?, written_by = ?", (SCHEMA_VERSION, WRITTEN_BY)
             )
@@ -192,8 +193,11 @@ class SqliteJournal:
                     f"{self._file} is a SQLite file but not a journal of orchestrate",
                     hint="move it away or choose another home",
                 )
-            version, written_by = self._writer.execute("SELECT schema, written_by FROM writer").fetchone()
-            check_schema(str(self._file), version, written_by)
+            self._check_schema()
+
+    def _check_schema(self) -> None:
+        version, written_by = self._writer.execute("SELECT schema, written_by FROM writer").fetchone()
+        check_schema(str(self._file), version, written_by)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

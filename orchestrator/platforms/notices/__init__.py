@@ -8,7 +8,7 @@ Standard library only, so that an agent can afford it; Ray is imported when its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +63,29 @@ def _in_kubernetes(environ: Mapping[str, str], clock: Clock, node: str) -> list[
 
 
 def watch(
-    sources: Iterable[Source], on_change: OnChange, clock: Clock, node: str, *, persistent: bool = False
+    sources: Iterable[Source], on_change: OnChange, clock: Clock, node: str, *, persistent: Collection[Source] = ()
 ) -> Watcher:
-    """Follow `sources` until the watcher is stopped. `persistent`: those that are absent are looked for again."""
+    """Follow `sources` until the watcher is stopped. Those in `persistent` are looked for again when they are absent."""
     return Watcher(sources, on_change, clock, node, persistent=persistent)
 
 
 def for_agent(
-    text: str, node: str, environ: Mapping[str, str], clock: Clock
+    text: str, node: str, environ: Mapping[str, str], clock: Clock, also: Iterable[Source] = ()
 ) -> Callable[[Callable[[Mapping[str, Any]], None]], Callable[[], None]]:
     """What an agent calls with a function that takes each change as a document; returns what ends it.
 
-    A document is a notice's JSON form, with `withdrawn: true` for one that no longer stands. Raises `UsageError` as `choose`.
+    A document is a notice's JSON form, with `withdrawn: true` for one that no longer stands. `also`: watched beside what `text`
+    names. These, and sources that were named rather than found by `auto`, are looked for again while they are absent. Raises
+    `UsageError` as `choose`.
     """
-    sources = choose(text, node, environ, clock)
+    further = list(also)
+    chosen = choose(text, node, environ, clock)
+    named = AUTO not in {name.strip() for name in text.split(",")}
 
     def begin(tell: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-        named = AUTO not in {name.strip() for name in text.split(",")}
-        return watch(sources, lambda change: tell(change.to_document()), clock, node, persistent=named).stop
+        persistent = [*further, *(chosen if named else ())]
+        watched = [*further, *chosen]
+        return watch(watched, lambda change: tell(change.to_document()), clock, node, persistent=persistent).stop
 
     return begin
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, seconds_between
 from orchestrator.domain.notices import Notice
@@ -34,7 +34,7 @@ STOP_SECONDS = 2.0
 
 
 class Watcher:
-    """Begins at once. `node` is where this process runs; `persistent` sources are looked for again when they are absent."""
+    """Begins at once. `node` is where this process runs; sources in `persistent` are looked for again when they are absent."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Watcher:
         clock: Clock,
         node: str,
         *,
-        persistent: bool = False,
+        persistent: Collection[Source] = (),
         retry_seconds: float = RETRY_SECONDS,
         absent_seconds: float = ABSENT_SECONDS,
     ) -> None:
@@ -87,7 +87,7 @@ class Watcher:
             if self._found(source):
                 log.info("notices are read from %s", source.name)
                 self._follow(source)
-            elif not self._persistent or self._stop.wait(self._absent_seconds):
+            elif source not in self._persistent or self._stop.wait(self._absent_seconds):
                 return
 
     def _found(self, source: Source) -> bool:

@@ -37,7 +37,7 @@ STANDBY_LOG = "standby"
 
 
 class Launcher(Protocol):
-    """Brings agents. May implement `dismiss(agent, why)` too: end an agent that does not answer, where it is reached."""
+    """Brings agents. Each method may be called from any thread."""
 
     def start(self, address: m.Address, token: str) -> None:
         """Agents are to come to this address, and to know the job by its token."""
@@ -45,6 +45,10 @@ class Launcher(Protocol):
 
     def want(self, slots: int) -> None:
         """So many slots could be used from now on."""
+        ...
+
+    def dismiss(self, agent: str, why: str) -> None:
+        """End an agent that does not answer, and its workers, where it can be reached. One that is gone or unknown is let be."""
         ...
 
     def stop(self) -> None:
@@ -314,9 +318,7 @@ class Coordinator:
     # --- the end ---
 
     def _dismiss(self, agent: str, why: str) -> None:
-        dismiss = getattr(self._launcher, "dismiss", None)
-        if dismiss is not None:
-            self._errands.run(lambda: dismiss(agent, why))
+        self._errands.run(lambda: self._launcher.dismiss(agent, why))
 
     def _say_goodbye(self) -> None:
         """Agents end their workers, tell what was not told yet, and close."""

@@ -55,7 +55,7 @@ class Node:
 
 
 class LocalAgents:
-    """A launcher of agents. `start`, `want` and `stop` are what the coordinator uses; safe to use from several threads."""
+    """A launcher of agents (see `coordinator.Launcher`); safe to use from several threads."""
 
     def __init__(
         self,

@@ -108,15 +108,8 @@ def watching(
     sources: str, node: str, environ: Mapping[str, str], clock: Clock
 ) -> Callable[[Callable[[Mapping[str, Any]], None]], Callable[[], None]]:
     """What an agent watches on this node: Ray's drain, and the sources that `sources` names."""
-    watched = [
-        notices.RayDrain(lambda ray_id: node if ray_id == node else None),
-        *notices.choose(sources, node, environ, clock),
-    ]
-
-    def begin(tell: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-        return notices.watch(watched, lambda change: tell(change.to_document()), clock, node).stop
-
-    return begin
+    drain = notices.RayDrain(lambda ray_id: node if ray_id == node else None)
+    return notices.for_agent(sources, node, environ, clock, also=[drain])
 
 
 def _environment(environ: Mapping[str, str], gpus: tuple[str, ...]) -> dict[str, str]:

@@ -84,8 +84,8 @@ class _Gpus:
 
 
 class RayLauncher:
-    """A launcher of agents (see `processes`): `start`, `want`, `stop`; safe to use from several threads. Must live in a
-    process that is connected to Ray."""
+    """A launcher of agents (see `coordinator.Launcher`); safe to use from several threads. Must live in a process that is
+    connected to Ray."""
 
     def __init__(
         self,
