@@ -98,7 +98,10 @@ def _phase_after(state: JobState, began_ns: int, voluntary: bool) -> tuple[Phase
 
 def _told(state: JobState, event: on.WorldLost, reason: TerminationReason, voluntary: bool) -> str:
     """`A worker process was lost. node b is gone. Generation 3 ended after step 41; the next one may have 3 workers.`"""
-    then = f"the next one may have {count(event.target)}" if event.target > 0 else "the next one waits for workers"
+    again = " again" if event.target == state.world_workers else ""
+    then = (
+        f"the next one may have {count(event.target)}{again}" if event.target > 0 else "the next one waits for workers"
+    )
     ended = "was left" if voluntary else "ended"
     world = f"Generation {event.generation} {ended} after step {state.attempt_step}; {then}."
     return sentences("" if voluntary else reason.consequence.sentence, event.message, world)

@@ -110,6 +110,8 @@ def test_the_story_of_a_loss_can_be_read(submit: MakeLife) -> None:
         "generation 3 continues from step 42, which memory kept",
         "generation 3 trains with 1 worker; its first step was 43",
     ]
+    life.lose_world(3, target=1)
+    assert life.story[-1].message.endswith("Generation 3 ended after step 43; the next one may have 1 worker again.")
 
 
 @pytest.mark.parametrize("reason", ["Notice", "Joined", "Resized"])
