@@ -6,6 +6,7 @@ from __future__ import annotations
 import sqlite3
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def rows(file: Path, table: str) -> list[tuple[object, ...]]:
+def rows(file: Path, table: str) -> list[tuple[Any, ...]]:
     database = sqlite3.connect(file)
     found = database.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - one of our tables
     database.close()
@@ -54,7 +55,7 @@ def test_a_journal_of_schema_1_is_read_without_loss(file: Path) -> None:
         assert record.cost is not None
         amounts = Ledger(journal.ledger(record.uid)).statement(LONG_AFTER_NS).by_category()
         assert amounts.get(Category.USEFUL, 0) == Decimal(record.cost["usefulUSD"]) * 10**9
-    kept = [(uid, number, from_json(entry)) for uid, number, entry in rows(file, "ledger")]  # type: ignore[arg-type]
+    kept = [(uid, number, from_json(entry)) for uid, number, entry in rows(file, "ledger")]
     for uid in {uid for uid, _, _ in kept}:
         written = [entry for owner, _, entry in sorted(kept, key=lambda one: one[1]) if owner == uid]
         read = [entry_to_document(entry) for entry in journal.ledger(str(uid))]

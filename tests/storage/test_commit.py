@@ -174,6 +174,35 @@ def test_what_an_earlier_try_left_does_not_get_into_the_checkpoint(store: storag
     assert sorted(path.name for path in root.iterdir()) == ["step-00000001"]
 
 
+def test_a_world_that_was_cut_off_cannot_harm_the_one_after_it(store: storage.Store) -> None:
+    """1. World 1 writes step 6 and is cut off from its coordinator. 2. World 2 clears what it left and saves step 4. 3. World 1
+    cannot commit what was cleared, and step 4 stays the newest. 4. World 1 goes on and saves step 8: whole, and of the same
+    history, so it counts. 5. World 2 comes to step 8 too: the one that is there stays, and nothing of both is mixed."""
+    old = store.draft(6, 1, 1)
+    old.begin()
+    written = write_files(old, 6)
+    store.clean_leftovers(1, 2)
+    new = store.draft(4, 1, 2)
+    new.begin()
+    new.commit(facts(4), write_files(new, 4))
+    with pytest.raises(StorageError):
+        old.commit(facts(6), written)
+    assert [listed.step for listed in store.list()] == [4]
+    late = store.draft(8, 1, 1)
+    same = store.draft(8, 1, 2)
+    late.begin()
+    same.begin()
+    entries = write_files(late, 8)
+    store.clean_leftovers(1, 1)  # by the older world: what the newer one has begun is let be
+    theirs = write_files(same, 8)
+    kept = late.commit(facts(8), entries)
+    assert same.commit(facts(8), theirs).uri == kept.uri
+    newest, refused = store.newest_whole()
+    assert newest is not None
+    assert (newest.step, refused) == (8, [])
+    assert contents(store, newest)["weights"] == weights(8)
+
+
 def test_an_unknown_scheme_is_refused_by_name() -> None:
     """A scheme that no store is known by is an error that names it and the ones that are."""
     with pytest.raises(StorageError, match=r"ftp://.*s3://"):
