@@ -54,14 +54,14 @@ def rigid_optimum(market: Market, start_ns: int, work_ns: int, deadline_ns: int,
         # Slack that can have been used so far; the rest of the arrays is infinite, or done.
         low = max(0, ended - length - work)
         high = min(size, ended - length + 1 + overhead)
+        whole = min(size, ended - length + 1)  # idle: no restart is under way
         for place in range(places):
             if open_before[place]:
-                np.minimum(idle[low:high], held[place][low:high] + paid[place], out=idle[low:high])
+                np.minimum(idle[low:whole], held[place][low:whole] + paid[place], out=idle[low:whole])
             if not offered[place] and open_before[place]:
                 held[place].fill(inf)
         per = [price * granule / HOUR_NS for price in prices[piece]] + [per[last]]
         top = min(size, high + length + overhead)
-        late = _late_base = None
         after = _shifted(idle, length)
         for place in range(places):
             if not offered[place]:
@@ -72,13 +72,14 @@ def rigid_optimum(market: Market, start_ns: int, work_ns: int, deadline_ns: int,
                 paid[place] = 0.0
             cost = per[place]
             if low + overhead < size:
-                at_once = idle[low : min(high, size - overhead)]
+                at_once = idle[low : min(whole, size - overhead)]
                 view = mine[low + overhead : low + overhead + len(at_once)]
                 np.minimum(view, at_once, out=view)
             rising = np.arange(low, top) * cost
             if many_prices:  # leave early: less is paid, more slack is used
                 early = _sliding(mine[low:top] + rising, length) - rising + cost * length
-                np.minimum(after[low:top], early, out=after[low:top])
+                stop = min(top, ended + 1)  # a restart under way at the end of the piece was for nothing
+                np.minimum(after[low:stop], early[: stop - low], out=after[low:stop])
             if many_prices or place == last:  # take it late
                 late = _sliding(idle[low:top] + rising, length) - rising
                 target = mine[low + overhead : top]
