@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "prices": "show the prices in force, or check a price file",
     },
     "Spot markets": {
+        "simulate": "say what a job would cost under each capacity policy on recorded markets",
         "replay": "run a job here while a recorded spot market gives and takes its machines",
     },
     "This machine": {

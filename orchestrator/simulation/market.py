@@ -21,11 +21,11 @@ DOLLAR = 1_000_000_000
 
 
 class Change(NamedTuple):
-    """From `at_ns` on, `zone` (by number) offers `count` workers, the whole gang at `price` nano-dollars an hour."""
+    """From `at_ns` on, `zone` (by number) offers so many workers, the whole gang at `price` nano-dollars an hour."""
 
     at_ns: int
     zone: int
-    count: int
+    workers: int
     price: int
 
 
@@ -74,7 +74,7 @@ class Market:
         if since < at_ns:
             known = [history.copy() for history in known]
             for change in self.changes[self.first_after(since) : self.first_after(at_ns)]:
-                known[change.zone].observe(change.at_ns, change.count)
+                known[change.zone].observe(change.at_ns, change.workers)
             for history in known:
                 history.observe(at_ns, history.count)
             self._histories.append((at_ns, known))
@@ -86,7 +86,12 @@ class Market:
 
 
 def market(
-    series: Series, workers_min: int, workers_max: int, *, spot_price_ratio: float = 1 / 3, recorded_prices: bool = False
+    series: Series,
+    workers_min: int,
+    workers_max: int,
+    *,
+    spot_price_ratio: float = 1 / 3,
+    recorded_prices: bool = False,
 ) -> Market:
     """The market for a gang of `workers_min` to `workers_max`. A rigid gang takes all or nothing, so that a zone offers it
     either the whole gang or none. Raises UsageError for a gang that no zone ever held, and for prices that are not there."""
@@ -158,7 +163,7 @@ def fluid_bound(market: Market, start_ns: int, work_ns: int, deadline_ns: int) -
         if change.at_ns >= deadline_ns:
             break
         take(counts, prices, change.at_ns - now)
-        now, counts[change.zone], prices[change.zone] = change.at_ns, change.count, change.price
+        now, counts[change.zone], prices[change.zone] = change.at_ns, change.workers, change.price
     if now < min(deadline_ns, market.length_ns):
         take(counts, prices, min(deadline_ns, market.length_ns) - now)
         now = min(deadline_ns, market.length_ns)

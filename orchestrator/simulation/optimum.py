@@ -110,7 +110,7 @@ def _pieces(market: Market, start_ns: int, deadline_ns: int) -> tuple[list[int],
             times.append(change.at_ns)
             all_counts.append(all_counts[-1].copy())
             all_prices.append(all_prices[-1].copy())
-        all_counts[-1][change.zone], all_prices[-1][change.zone] = change.count, change.price
+        all_counts[-1][change.zone], all_prices[-1][change.zone] = change.workers, change.price
     if times[-1] < market.length_ns < deadline_ns:  # nothing is known of what comes after the trace: no spot
         times.append(market.length_ns)
         all_counts.append([0] * len(counts))

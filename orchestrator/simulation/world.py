@@ -175,7 +175,7 @@ class _World:
         while self._next < len(changes) and changes[self._next].at_ns <= self._now_ns < market.length_ns:
             change = changes[self._next]
             self._next += 1
-            self._change(change.zone, change.count, change.price)
+            self._change(change.zone, change.workers, change.price)
         over = self._now_ns == market.length_ns and any(self._counts)
         if over:  # nothing is known of what comes after the trace: no spot
             for zone in range(len(self._counts)):
