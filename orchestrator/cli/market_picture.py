@@ -17,13 +17,17 @@ SPOT, ON_DEMAND, OFFERED = "#0072b2", "#d55e00", "#b8b8b8"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
+def check_form(path: Path) -> None:
+    """Raises UsageError for a name that is not that of a picture."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"{path.name} is no picture", hint="a picture ends in .png, .svg or .pdf")
+
+
 def draw(results: Sequence[Result], path: Path) -> None:
-    """One job (the same market, start and deadline) under several policies. Raises UsageError for a form that is none."""
+    """One job (the same market, start and deadline) under several policies."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"{path.name} is no picture", hint="a picture ends in .png, .svg or .pdf")
     market, start_ns = results[0].market, results[0].run.start_ns
     deadline = results[0].job.deadline_ns / HOUR_NS
     figure = Figure(figsize=(12, 6.5 + 0.35 * len(results)), layout="constrained")
@@ -53,7 +57,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     held.set_yticks(range(len(results)), [result.policy for result in results])
     held.invert_yaxis()
     held.set_ylabel("held")
-    held.legend(fontsize="small", loc="upper right")
+    held.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     work.plot([0, deadline], [0, results[0].job.work_ns / HOUR_NS], color=OFFERED, linestyle=":", label="even progress")
     work.set_ylabel("work, hours")
     work.legend(fontsize="small")

@@ -106,6 +106,12 @@ def _workers(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace, context: Context) -> int:
     from orchestrator.cli.output import emit
 
+    if args.plot:
+        from pathlib import Path
+
+        from orchestrator.cli.market_picture import check_form
+
+        check_form(Path(args.plot))
     try:
         results = _results(args, context)
         if args.plot:
