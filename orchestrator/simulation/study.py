@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.errors import NotFound, UsageError
 from orchestrator.policy.capacity import capacity_policy
+from orchestrator.simulation.bounds import Bounds
 from orchestrator.simulation.market import HOUR_NS, SECOND_NS, Market, fluid_bound
 from orchestrator.simulation.traces import Series, read_series
 from orchestrator.simulation.world import Job, Run, simulate
@@ -127,12 +129,12 @@ def starts(market: Market, terms: Terms, ratio: float) -> list[int]:
     return [last * place // max(1, count - 1) * GRID_NS for place in range(count)]
 
 
-def study(markets: Sequence[Market], terms: Terms) -> Iterator[Result]:
-    """Every policy on every start of every ratio of every market, in this order from the inside out."""
+def study(markets: Sequence[Market], terms: Terms, cache: Path | None = None) -> Iterator[Result]:
+    """Every policy on every start of every ratio of every market, in this order from the inside out. `cache`: a folder where
+    bounds are kept for the next time."""
     policies = {name: capacity_policy(name) for name in terms.policies}
-    bounds: dict[tuple[int, int], float | None] = {}
     for market in markets:
-        bounds.clear()
+        bounds = Bounds(market, cache)
         for ratio in terms.ratios:
             job = Job(
                 terms.work_ns,
@@ -143,11 +145,10 @@ def study(markets: Sequence[Market], terms: Terms) -> Iterator[Result]:
             )
             job.check()
             for start_ns in starts(market, terms, ratio):
-                key = (start_ns, job.deadline_ns)
-                if key not in bounds:
-                    bounds[key] = _bound(market, job, start_ns)
+                bound = bounds.of(job, start_ns, partial(_bound, market, job, start_ns))
                 for name, policy in policies.items():
-                    yield Result(market, ratio, name, job, simulate(market, job, policy, start_ns), bounds[key])
+                    yield Result(market, ratio, name, job, simulate(market, job, policy, start_ns), bound)
+        bounds.keep()
 
 
 def _bound(market: Market, job: Job, start_ns: int) -> float | None:

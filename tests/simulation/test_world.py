@@ -15,6 +15,7 @@ from orchestrator.accounting import CategoryBooked, Entry, Ledger, MachineHeld, 
 from orchestrator.domain.errors import NotFound, UsageError
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.policy.capacity import POLICY_NAMES, capacity_policy
+from orchestrator.simulation.bounds import Bounds
 from orchestrator.simulation.market import HOUR_NS, SECOND_NS, Market, market, turned_round
 from orchestrator.simulation.study import Result, Terms, find, starts, study, summary
 from orchestrator.simulation.traces import Series, Trace, ZonePrices, flags, read_series
@@ -206,3 +207,19 @@ def test_a_series_of_zones_is_read_with_its_prices(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match=r"zones\.z\.spot_price_changes\[0\] is the price 0"):
         read_series(path)
+
+
+def test_bounds_are_kept_and_a_broken_file_is_worked_out_anew(tmp_path: Path) -> None:
+    """The second time nothing is worked out; another market has another file; a file that is none is not believed."""
+    job = Job(HOUR_NS, 2 * HOUR_NS, 0)
+    here, there = market(series(1), 1, 1), market(series(2), 1, 1)
+    first = Bounds(here, tmp_path / "cache")
+    assert first.of(job, 0, lambda: 5.0) == 5.0
+    first.keep()
+    again = Bounds(here, tmp_path / "cache")
+    assert again.of(job, 0, lambda: 7.0) == 5.0
+    assert again.of(job, HOUR_NS, lambda: None) is None
+    assert Bounds(there, tmp_path / "cache").of(job, 0, lambda: 9.0) == 9.0
+    (file,) = (tmp_path / "cache").glob("*.json")
+    file.write_text("{")
+    assert Bounds(here, tmp_path / "cache").of(job, 0, lambda: 8.0) == 8.0

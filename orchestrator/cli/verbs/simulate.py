@@ -133,6 +133,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
 
 def _results(args: argparse.Namespace, context: Context) -> list[Result]:
+    from contextlib import suppress
     from dataclasses import replace
     from pathlib import Path
 
@@ -178,7 +179,10 @@ def _results(args: argparse.Namespace, context: Context) -> list[Result]:
         not args.no_notice,
         None if interval is None else round(interval * 1e9),
     )
-    return list(study(markets, terms))
+    home = context.settings.home_path
+    with suppress(OSError):  # without a home, bounds are not kept
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return list(study(markets, terms, home / "cache" / "bounds"))
 
 
 def _table(results: Sequence[Result]) -> str:
