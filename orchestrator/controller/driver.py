@@ -40,6 +40,9 @@ class Update:
     """A worker event, or `{"kind": "ended", "reason", "message", "result", "at_ns"}` as the attempt's last."""
 
 
+_WITH_STACK = {"hung": "stands still", "straggler": "is slow"}
+
+
 class Driver:
     """Runs attempts on `engine`; safe over threads. `on_update` is called (without arguments) after each new update."""
 
@@ -156,8 +159,9 @@ class Driver:
             if event["kind"] == "log":
                 self._write_log(f"rank-{event['rank']}", attempt, event["lines"])
                 continue
-            if event["kind"] == "hung" and event.get("stack"):
-                lines = [f"stands still; its stack at {to_rfc3339(int(event['at_ns']))}:", *event["stack"].splitlines()]
+            if event["kind"] in _WITH_STACK and event.get("stack"):
+                found = f"{_WITH_STACK[event['kind']]}; its stack at {to_rfc3339(int(event['at_ns']))}:"
+                lines = [found, *event["stack"].splitlines()]
                 self._write_log(f"rank-{event['rank']}", attempt, lines)
                 event = {name: value for name, value in event.items() if name != "stack"}
             kept.append(event)

@@ -282,6 +282,12 @@ def _decision(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     _say(found, at_ns, "Decision", str(event["decision"]), str(event["message"]))
 
 
+def _straggler(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
+    """A rank that is slow by itself, or is so no more, with its figures; a world without its node is told as `world_lost`."""
+    more = "; its stack is in its log" if event.get("slow") else ""
+    _say(found, at_ns, "Straggler", "Slow" if event.get("slow") else "SlowNoMore", f"{event['message']}{more}")
+
+
 def _ended(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     known = set(TerminationReason)
     reason = event["reason"] if event["reason"] in known else TerminationReason.APPLICATION_ERROR.value
@@ -309,6 +315,7 @@ _HANDLERS: dict[str, Callable[[Findings, int, Fields, int], None]] = {
     "replication": _replication,
     "hung": _hung,
     "decision": _decision,
+    "straggler": _straggler,
     "ended": _ended,
 }
 

@@ -39,7 +39,19 @@ from orchestrator.simulation import Trace
 SUSPEND_SECONDS = 180.0
 LOOK_SECONDS = 1.0
 KEPT_KINDS = frozenset(
-    {"world", "world_lost", "step", "notice", "restored", "checkpoint", "hung", "replication", "decision", "ended"}
+    {
+        "world",
+        "world_lost",
+        "step",
+        "notice",
+        "restored",
+        "checkpoint",
+        "hung",
+        "straggler",
+        "replication",
+        "decision",
+        "ended",
+    }
 )
 
 

@@ -20,7 +20,7 @@ Events may come from users' own loops: what lacks a field or has another type in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -32,6 +32,7 @@ from orchestrator.policy.hangs import HangLimit, Pause
 from orchestrator.policy.hazard import Observed
 from orchestrator.policy.quarantine import Quarantine
 from orchestrator.policy.resize import ResizeSense, Verdict
+from orchestrator.policy.stragglers import Leaving, Straggler, Stragglers, leaving
 
 PUBLISH_PRIOR = (0.1, 2.0)
 """Mean and high percentile in seconds of writing one rank's shard to memory, until measured."""
@@ -69,8 +70,9 @@ class Elasticity:
         self.sense = ResizeSense(allowed, by_workers=by_workers, observed=observed)
         self.hangs = HangLimit()
         self.quarantine = Quarantine()
+        self.stragglers = Stragglers()
         self.reasons: dict[str, str] = {}
-        """The newest reason by what was decided: `resize`, `hang`, `quarantine`, `hand-over`."""
+        """The newest reason by what was decided: `resize`, `hang`, `quarantine`, `hand-over`, `straggler`."""
         self._publishing = Durations(*PUBLISH_PRIOR)
         self._ranks_per_worker = ranks_per_worker
         self._capacity_of = capacity_of
@@ -132,6 +134,7 @@ class Elasticity:
             machines[kind] = machines.get(kind, 0) + 1
         self.sense.world(now_ns, workers, machines)
         self.hangs.new_world(self._workers, workers)
+        self.stragglers.clear()
         self._workers, self._world_ns, self._step_at_ns = workers, now_ns, None
         self._forming = True
         self._told = {each for each in self._told if isinstance(each, str)}
@@ -216,6 +219,23 @@ class Elasticity:
         if key not in self._told:
             self._told.add(key)
             self._decisions.append(decision)
+
+    def own_work(self, own_seconds: Mapping[str, float]) -> list[Straggler]:
+        """A sample of each rank's own work in a step; whose standing among the others changed."""
+        return self.stragglers.observe(own_seconds, self.sense.typical_step_seconds(self._workers))
+
+    def leave_out(
+        self, now_ns: int, node: str, own_seconds: Mapping[str, float], there: Collection[str], possible: int
+    ) -> Leaving:
+        """Whether a gang that trains leaves `node` out, with the slow ranks `there`, when `possible` workers could train without
+        it. If so, the node is in quarantine from now on."""
+        situation = self.sense.situation(now_ns, self._workers, possible)
+        judged = leaving(node, own_seconds, there, self.sense.typical_step_seconds(self._workers), situation)
+        self.reasons["straggler"] = judged.reason
+        if judged.pays:
+            self.reasons["quarantine"] = self.quarantine.leave_out(now_ns, node).reason
+            self._decisions.append(Decision("Quarantine", self.reasons["quarantine"]))
+        return judged
 
     def lead_ns(self) -> int:
         """How long before its deadline a node is left."""

@@ -1,7 +1,7 @@
-"""When a gang that makes no step hangs, and which of its ranks is slow. Both are judged by progress, with limits learned from
-the gang's own steps.
+"""When a gang that makes no step hangs: judged by progress, with a limit learned from the gang's own steps. (Which of its ranks is
+slow: see policy/stragglers.py.)
 
-A hang. The limit is
+The limit is
 
     max(3 s, 5 x p99 of the newest steps) + an allowance for each pause that was announced for this step
 
@@ -14,10 +14,6 @@ Pauses that a rank knows of are announced: the first step of a world (compiling,
 holds up the step, waiting for data, what comes after the last step. Steps with one do not count as steps; what they took beyond an ordinary step teaches the
 allowance of that pause: 5 times the longest of the newest, at least 10 s, and until one was measured minutes.
 
-A straggler. All ranks of a gang wait for the slowest, so the step's length tells nothing; compute time does. A rank is slow
-whose compute time was 1.5 times the median of the others in three quarters of the newest 32 steps; it has recovered when
-it was above 1.2 times in a quarter of them at most. It is reported with its figures. Nobody is killed for it.
-
 Limits: a hang in a pause that was announced is seen only after the pause's allowance. A gang that does ever slower steps never
 hangs.
 """
@@ -28,9 +24,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from statistics import median
 
 from orchestrator.policy.durations import seconds
 
@@ -183,64 +177,3 @@ class HangLimit:
     def _allowance(self, pause: Pause) -> float:
         known = self._pauses.get(pause)
         return max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * max(known)) if known else UNMEASURED[pause]
-
-
-SLOW = 1.5
-RECOVERED = 1.2
-WATCHED = 32
-SLOW_STEPS = 24
-RECOVERED_STEPS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Straggler:
-    """A rank's compute time changed its standing among the others."""
-
-    who: str
-    slow: bool
-    """False: it was, and is not any more."""
-    ratio: float
-    """Median of the newest steps: its compute time over the median of the others."""
-    reason: str
-
-
-class Stragglers:
-    """Who is slower than the others, step by step. `who` is a worker, or better its node, which lasts longer."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, deque[tuple[float, float]]] = {}
-        self._slow: set[str] = set()
-
-    @property
-    def slow(self) -> frozenset[str]:
-        return frozenset(self._slow)
-
-    def observe(self, compute_seconds: Mapping[str, float]) -> list[Straggler]:
-        """One step's compute time (without waiting for others) of each. Returns those whose standing changed. Who is not
-        named any more is forgotten; one alone has nobody to be slower than."""
-        for gone in self._seen.keys() - compute_seconds.keys():
-            del self._seen[gone]
-            self._slow.discard(gone)
-        changed = []
-        for who, own in compute_seconds.items():
-            others = [value for other, value in compute_seconds.items() if other != who]
-            if not others or (usual := median(others)) <= 0:
-                continue
-            seen = self._seen.setdefault(who, deque(maxlen=WATCHED))
-            seen.append((own / usual, own))
-            if (change := self._change(who, seen)) is not None:
-                changed.append(change)
-        return changed
-
-    def _change(self, who: str, seen: deque[tuple[float, float]]) -> Straggler | None:
-        if len(seen) < WATCHED:
-            return None
-        ratio, own = median(each for each, _ in seen), median(each for _, each in seen)
-        figures = f"{ratio:.2f} times the others' median compute time, {seconds(own)} a step, over {WATCHED} steps"
-        if who not in self._slow and sum(each >= SLOW for each, _ in seen) >= SLOW_STEPS:
-            self._slow.add(who)
-            return Straggler(who, True, ratio, f"{who} is slow: {figures}")
-        if who in self._slow and sum(each > RECOVERED for each, _ in seen) <= RECOVERED_STEPS:
-            self._slow.discard(who)
-            return Straggler(who, False, ratio, f"{who} is slow no more: {figures}")
-        return None

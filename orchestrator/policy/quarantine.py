@@ -7,7 +7,7 @@ twice the median of the other nodes.
 
 The first time is a minute, and doubles with each time before it; those are halved every six hours. So a node that
 is bad for good is tried again some times a day, and one that had a bad hour is soon as good as another. The longest time is
-four hours.
+four hours. A node that a gang leaves out because it is slow is put away at once, for ten minutes at least.
 
 A node that is needed is used nevertheless: when too few workers could train without it, the one that would be free soonest is
 taken, and it is said.
@@ -50,6 +50,8 @@ FAULT_HALF_LIFE_SECONDS = 3_600.0
 FIRST_SECONDS = 60.0
 LONGEST_SECONDS = 4 * 3_600.0
 TIMES_HALF_LIFE_SECONDS = 6 * 3_600.0
+SLOW_SECONDS = 600.0
+"""At least, for a node that is left out because it is slow: to find that out again takes a while."""
 FORGOTTEN = 1e-3
 """Weight below which nothing of a node is kept."""
 
@@ -111,7 +113,18 @@ class Quarantine:
             return Judged(
                 self.until_ns(now_ns, node), f"{node} is watched: {told}; but the other nodes fail nearly as often"
             )
-        length = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0**record.times)
+        return self._put_away(now_ns, node, record, FIRST_SECONDS, told)
+
+    def leave_out(self, now_ns: int, node: str) -> Judged:
+        """The gang is better off without `node`, which is slow."""
+        record = self._records.setdefault(node, _Record())
+        weight, record.times = record.faded(now_ns)
+        record.weight, record.as_of_ns = weight + Fault.SLOW.weight, now_ns
+        record.faults[Fault.SLOW.value] = record.faults.get(Fault.SLOW.value, 0) + 1
+        return self._put_away(now_ns, node, record, SLOW_SECONDS, "the gang is faster without it")
+
+    def _put_away(self, now_ns: int, node: str, record: _Record, first_seconds: float, told: str) -> Judged:
+        length = min(LONGEST_SECONDS, first_seconds * 2.0**record.times)
         record.times += 1
         record.until_ns = max(record.until_ns, now_ns + round(length * NANOSECONDS_PER_SECOND))
         return Judged(record.until_ns, f"{node} is not used for {seconds(length)}: {told}")

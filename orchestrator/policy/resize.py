@@ -256,6 +256,10 @@ class ResizeSense:
     def losing(self) -> Span:
         return self._losing.span
 
+    def typical_step_seconds(self, workers: int) -> float | None:
+        """Of a gang of so many; None: none was seen."""
+        return self._speed.typical_seconds(workers)
+
     @property
     def observed(self) -> Mapping[CapacityType, Observed]:
         """What is known of interruptions by now, for who keeps it."""

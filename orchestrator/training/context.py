@@ -12,6 +12,8 @@
             if context.should_stop:
                 return
 
+A function that does something long between two steps says so with `pause`.
+
 Rules, all of which the built-in trainer keeps too: every rank calls `report`, `save` and `load` equally often and at the
 same steps, since the ranks agree inside them. After `report`, `should_checkpoint()` and `should_stop` say the same on all
 ranks. A torch process group exists (gloo on a CPU, NCCL on GPUs); DeepSpeed, DDP or plain torch may be used on top.
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 LAYOUT = "context"
 CONTEXT_FILE = "context.json"
+PAUSES = ("first step", "evaluation", "checkpoint", "data", "finish")
+"""The words of `policy.hangs.Pause`, which is not known here."""
 
 
 class Context:
@@ -94,6 +98,7 @@ class Context:
         self._generation = generation
         self._stop = False
         self._regroup = False
+        self._announces = False
         self._wish = 0
         self._covers_ns = reporter.clock.now_ns()
         self._reported_ns = reporter.clock.monotonic_ns()
@@ -141,6 +146,7 @@ class Context:
                 f"report(step={step}) after step {self.step}", "count steps upwards from the restored one"
             )
         clock, peers = self._reporter.clock, self._peers
+        self._reporter.own_work.end()
         wishes = self._reporter.link.wishes()
         finite = math.isfinite(loss)
         time_due = self._cadence.time_due(wishes)
@@ -186,6 +192,26 @@ class Context:
         self._reporter.first("step", **report)
         self._reports.remember({**report, "attempt": self.attempt, "at_ns": self._covers_ns})
         self._reported_ns = now
+        self._reporter.own_work.begin()
+
+    def pause(self, why: str) -> None:
+        """Say that something begins which makes the time to the next report longer than a step: `why` is `evaluation`,
+        `checkpoint` (writing one takes long), `data` (waiting for it), `first step` (compiling) or `finish` (after the last step).
+
+            if context.step % 500 == 0:
+                context.pause("evaluation")
+                evaluate(model)
+
+        Any rank may call it, and all may; rank 0's counts. An elastic gang that makes no step for some time is taken to hang, and its
+        workers are replaced: with every such time announced it is watched by the length of its own steps, so a real hang is
+        found in seconds. A function that announces some must announce all that take seconds, except `save`, which then does so
+        itself; one that announces none is given five minutes from step to step. Raises WorkerFailed (ConfigInvalid) for another word.
+        """
+        if why not in PAUSES:
+            raise config_invalid(f"pause({why!r})", f"use one of {', '.join(map(repr, PAUSES))}")
+        self._announces = True
+        self._reporter.own_work.drop()
+        self._reporter.first("pause", pause=why)
 
     def save(self, state: Mapping[str, Any], engine: Any = None) -> None:
         """Save this rank's state as of the last reported step: tensors, numbers, texts, and lists and dicts of them.
@@ -197,6 +223,9 @@ class Context:
         function returns. These raise WorkerFailed on every rank when the disk refuses on one. Saving a step twice keeps
         the first. Memory: one copy of the state a rank.
         """
+        if self._announces:
+            self._reporter.first("pause", pause="checkpoint")
+        self._reporter.own_work.drop()
         run_state = None if engine is None else self._run_state(engine)
         acknowledge = teller(self._reporter, covers_ns=self._covers_ns, wish=self._wish, best=False)
         self._saver.save(self.step, lambda: self._parts(state, run_state), acknowledge)

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.domain.clock import Clock, seconds_between
 from orchestrator.training.link import Link
+from orchestrator.training.own_work import OwnWork
 
 MOST_REPORTS = 10_000
 
@@ -37,6 +38,8 @@ class Reporter:
         self.link = link
         self.clock = clock
         self.rank = rank
+        self.own_work = OwnWork(getattr(link, "own_work", None), clock)
+        """Of each step; told with it."""
 
     def every(self, kind: str, **fields: Any) -> None:
         """An event that each rank sends."""

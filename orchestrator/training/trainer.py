@@ -361,7 +361,9 @@ class Trainer:
             return result
         while self.progress.step < self.total_steps and not self.progress.stopped_early:
             start = clock.monotonic_ns()
+            self.reporter.own_work.begin()
             decision = self._step()
+            self.reporter.own_work.end()
             decision.covers_ns = clock.now_ns()
             progress = self.progress
             report = {
@@ -499,7 +501,8 @@ class Trainer:
             "publish every": self.memory.every if first and self.memory is not None else 0,
         }
         if self.memory is not None:
-            self.memory.settle()  # so that a step is told only when the one published before it cannot be lost with a node
+            with self.reporter.own_work.waiting():
+                self.memory.settle()  # so that a step is told only when the one published before it cannot be lost with a node
         wanted = [float(wishes.checkpoint) if rank == peers.rank else 0.0 for rank in range(peers.world_size)]
         summed = peers.sum([*(float(value) for value in mine.values()), *wanted])
         all_say = dict(zip(mine, summed, strict=False))

@@ -155,6 +155,7 @@ def _run(
     )
     with reporter.stage("process_group"):
         world.start_group(torch, deepspeed, device, environ, f"{work.uid}/{work.attempt}")
+    reporter.own_work.listen(torch, device)
     peers = Peers(torch, rank, world_size, device)
     generation = environment.generation(environ)
     if work.spec.entrypoint is not None:

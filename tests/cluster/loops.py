@@ -12,9 +12,12 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from orchestrator.domain.clock import SystemClock
 
 PATIENCE_SECONDS = 120.0
 STEP_SECONDS = 0.03
@@ -35,7 +38,8 @@ class Part:
 def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
     """Each step adds one to every weight, so the state of step s is s everywhere; what is taken up is checked by that.
 
-    With `fits` in the assignment, the last rank runs out of memory after some steps at any larger micro-batch."""
+    With `fits` in the assignment, the last rank runs out of memory after some steps at any larger micro-batch.
+    Rank `slow_rank` of the assignment takes five times as long in the first world."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     generation = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     share = WEIGHTS // size
@@ -53,13 +57,17 @@ def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
     micro_batch = assignment.get("micro_batch")
     too_large = "fits" in assignment and (micro_batch is None or micro_batch > assignment["fits"])
     link.send({"kind": "begun", "from": step, "pid": os.getpid(), "micro_batch": micro_batch, **where})
-    pause = threading.Event()
+    pause, clock = threading.Event(), SystemClock()
     meeting = socket.create_connection(tuple(assignment["meet"])).makefile("rw")
     for _ in range(round(PATIENCE_SECONDS / STEP_SECONDS)):
         step += 1
+        began = time.monotonic()
         pause.wait(STEP_SECONDS)
         if too_large and rank == size - 1 and step > 4:
             raise MemoryError(f"a micro-batch of {micro_batch}")
+        while generation == 1 and rank == assignment.get("slow_rank") and time.monotonic() < began + 5 * STEP_SECONDS:
+            pass  # works, and so holds up the others
+        link.own_work(time.monotonic() - began)
         wishes = link.wishes()
         flag = "r" if wishes.regroup else "s" if wishes.stop else "-"
         meeting.write(json.dumps([generation, step, rank, size, flag]) + "\n")
@@ -68,7 +76,8 @@ def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
         weights[:] = struct.pack(f"={share}f", *[float(step)] * share)
         link.memory.buffer(step)[:] = weights
         link.memory.publish(step, {"step": step})
-        link.send({"kind": "step", "step": step, **where})
+        took = time.monotonic() - began
+        link.send({"kind": "step", "step": step, "seconds": took, "at_ns": clock.now_ns(), **where})
         if "r" in flags:
             return {"outcome": "regrouped", "reason": "Regrouped", "step": step}
         if "s" in flags:

@@ -51,6 +51,8 @@ class SimWorker:
     stepped_ns: int = 0
     frozen: bool = False
     alive: bool = True
+    own_ns: int | None = None
+    """Its own work in a step, as its agent tells it."""
 
 
 @dataclass(eq=False)
@@ -93,6 +95,7 @@ class Cluster:
         lead_ns: int = SECOND,
         delay_ns: tuple[int, int] = (MILLISECOND, 5 * MILLISECOND),
         global_batch: int | None = None,
+        judge: Callable[[Terms], Judgements] | None = None,
     ) -> None:
         self.random = random.Random(seed)
         self.now_ns = 10**12
@@ -102,6 +105,8 @@ class Cluster:
             lead_ns=lambda: lead_ns,
         )
         self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch)
+        if judge is not None:
+            self.judgements = judge(self.terms)
         self.limits = limits
         self.gang = Gang(self.terms, self.now_ns, limits=limits, judgements=self.judgements)
         self.delay_ns = delay_ns
@@ -309,6 +314,7 @@ class Cluster:
                 w.step,
                 self.now_ns - w.stepped_ns,
                 starved_ns=self.now_ns - w.stepped_ns if w.worker in self.starved else 0,
+                own_ns=w.own_ns,
             )
             for w in agent.workers.values()
             if w.alive
@@ -330,6 +336,7 @@ class Cluster:
                     agent.line = 0
                 case Report():
                     self.events.append({**command.event, **command.moments})
+                    self.judgements.hear(self.now_ns, {**self.events[-1], "at_ns": self.now_ns})
                 case SaveNow():
                     self.saves += 1
                 case Want():
@@ -494,6 +501,8 @@ class Cluster:
             worker.step, worker.stepped_ns = (worker.step or 0) + 1, self.now_ns
             self._publish(worker)
         self.steps[generation] = members[0].step or 0
+        told = {"kind": "step", "step": self.steps[generation], "seconds": STEP_NS / SECOND, "at_ns": self.now_ns}
+        self.judgements.hear(self.now_ns, told)
         if heard:
             for worker in members:
                 self._leave(worker, "Regrouped")

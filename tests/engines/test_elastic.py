@@ -13,7 +13,7 @@ from orchestrator.domain.clock import SystemClock
 from orchestrator.platforms.engines.base import RunRequest
 from orchestrator.platforms.engines.native import NativeEngine
 from orchestrator.platforms.engines.native.processes import LocalAgents
-from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, AfterHysteresis, Judgements
+from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, AfterHysteresis, Judgements, Terms
 from tests.cluster.attempt import Attempt
 from tests.cluster.loops import MeetingPlace
 
@@ -25,13 +25,17 @@ STORE = (sys.executable, "-c", "import sys; print(4711, flush=True); sys.stdin.r
 class Job:
     """An attempt on nodes of one slot each."""
 
-    def __init__(self, nodes: int, meeting: MeetingPlace, *, fits: int | None = None) -> None:
+    def __init__(
+        self, nodes: int, meeting: MeetingPlace, *, fits: int | None = None, slow_rank: int | None = None
+    ) -> None:
         self.agents = LocalAgents(dict(os.environ), [1] * nodes, term_grace_seconds=4.0)
         judgements = Judgements(
             hang_limit_ns=lambda: 3 * SECOND,
             grow_to=AfterHysteresis(200 * MILLISECOND),
             lead_ns=lambda: 2 * SECOND,
         )
+        if slow_rank is not None:
+            judgements = Judgements.learned(Terms((1, 2, 3, 4)))
         engine = NativeEngine(
             lambda request: self.agents,
             SystemClock(),
@@ -49,7 +53,11 @@ class Job:
             gpus_per_worker=0,
             memory_bytes_per_worker=None,
             worker_loop="tests.cluster.loops:lockstep",
-            assignment={"meet": list(meeting.address), **({} if fits is None else {"fits": fits})},
+            assignment={
+                "meet": list(meeting.address),
+                "slow_rank": slow_rank,
+                **({} if fits is None else {"fits": fits}),
+            },
             global_batch=None if fits is None else 12,
             min_workers=1,
             allowed=(1, 2, 3, 4),
@@ -167,3 +175,23 @@ def test_a_stopped_worker_is_found_and_the_others_go_on(job: Job) -> None:
     assert job.lost() == ["Hung"]
     assert 2 in [event["rank"] for event in job.attempt.of_kind("hung")]
     assert job.attempt.finish().reason == "Stopped"
+
+
+def test_a_rank_that_works_longer_is_told_and_its_node_left_out(meeting: MeetingPlace) -> None:
+    """1. Three nodes train; rank 1 spins for 0.12 s of each step. 2. It is told, with its node, figures and the stack in which it
+    spins. 3. The world is made anew of the other two, no step twice; the slow node is not taken back."""
+    job = Job(3, meeting, slow_rank=1)
+    try:
+        job.attempt.until(lambda: bool(job.attempt.of_kind("straggler")))
+        told, world = job.attempt.of_kind("straggler")[0], job.attempt.of_kind("world")[0]
+        assert (told["rank"], told["node"], told["slow"]) == (1, world["workers"][1]["node"], True)
+        assert told["own_seconds"] > 0.14
+        assert told["ratio"] > told["factor"]
+        assert "lockstep" in told["stack"]
+        job.attempt.until_steps(2, steps=20)
+        assert told["node"] not in {worker["node"] for worker in job.attempt.of_kind("world")[-1]["workers"]}
+        assert job.lost() == ["Resized"]
+        assert job.attempt.finish().reason == "Stopped"
+        job.steps_were_made_once()
+    finally:
+        job.attempt.close()

@@ -1,4 +1,4 @@
-"""Step times as clusters have them, seeded: for the tests and the benchmark of hang limits.
+"""Step times as clusters have them, seeded: for the tests and the benchmark of hang limits, and for those of stragglers.
 
 A step is lognormal around a length that may drift and follow the day, with pauses of the interpreter and of disks now and then.
 Evaluations and checkpoints are announced, as a worker loop does it.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
+from statistics import median
 
 from orchestrator.policy.hangs import HangLimit, Pause
+from orchestrator.policy.stragglers import SMOOTHED_STEPS
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,18 @@ def replay(kind: Kind, count: int, random: Random, hang_every: int = 1_000) -> R
             beyond += [seen / limit.formula_seconds()]
         limit.observe(seconds)
     return Replay(alarms, hangs, unseen, tuple(beyond))
+
+
+def own_work(kind: Kind, ranks: int, samples: int, random: Random, slowed: int = 0) -> Iterator[dict[str, float]]:
+    """Samples of each rank's own work: medians of as many steps as an agent takes them of. All ranks drift alike, and each has
+    noise, collections and stalls of its own. Pauses are left out, as loops leave them out; those of a rank are `slowed` twofold
+    from half of the samples on if it is above 0."""
+    count = samples * SMOOTHED_STEPS
+    plain = replace(kind, evaluate_every=None, save_every=None)
+    each = [steps(plain, count, random) for _ in range(ranks)]
+    for number in range(samples):
+        found = {}
+        for rank, times in enumerate(each):
+            mine = median(seconds for _, seconds in islice(times, SMOOTHED_STEPS))
+            found[f"rank {rank}"] = mine * (2.0 if 0 < slowed == rank and number >= samples // 2 else 1.0)
+        yield found

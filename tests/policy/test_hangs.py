@@ -1,4 +1,4 @@
-"""Hang limits learned from step times, and stragglers."""
+"""Hang limits learned from step times."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from orchestrator.policy.hangs import (
     FLOOR_SECONDS,
     PAUSE_FLOOR_SECONDS,
     UNMEASURED,
-    WATCHED,
     WINDOW,
     HangLimit,
     Pause,
-    Stragglers,
 )
 from tests.policy.step_times import KINDS, replay
 
@@ -125,41 +123,6 @@ def test_the_sentence_has_the_numbers() -> None:
     assert limit.suspect(5.2) == "no step for 5.2 s; the limit is 5 s: 99 of 100 steps take at most 1 s"
     limit.expect(Pause.DATA)
     assert limit.because == "the limit is 5 min 5 s: 99 of 100 steps take at most 1 s, 5 min are allowed for: data"
-
-
-def test_a_slow_rank_is_reported_once_and_its_recovery_once() -> None:
-    """Twice the others' compute time for most of a window is slow; back among them it has recovered; between, nothing."""
-    watch, random, told = Stragglers(), Random(9), []
-    for number in range(6 * WATCHED):
-        slow = WATCHED <= number < 3 * WATCHED
-        times = {who: random.lognormvariate(-1, 0.1) for who in ("a", "b", "c")}
-        times["b"] *= 2.0 if slow else 1.0
-        told += [(number, each) for each in watch.observe(times)]
-        assert watch.slow <= {"b"}
-    assert [(each.who, each.slow) for _, each in told] == [("b", True), ("b", False)], "seed 9"
-    assert told[0][0] < 2 * WATCHED
-    assert told[1][0] < 4 * WATCHED
-    assert told[0][1].ratio == pytest.approx(2.0, rel=0.15)
-    assert told[0][1].reason.startswith("b is slow: ")
-
-
-def test_noise_makes_no_straggler() -> None:
-    """Over 3,000 noisy steps with pauses here and there, of equal ranks none is slow; one alone never is."""
-    watch, random = Stragglers(), Random(10)
-    for _ in range(3_000):
-        times = {who: random.lognormvariate(-1, 0.3) + (random.random() < 0.05) * 2.0 for who in range(4)}
-        assert not watch.observe({str(who): seconds for who, seconds in times.items()}), "seed 10"
-    assert not [change for _ in range(200) for change in Stragglers().observe({"alone": 9.0})]
-
-
-def test_of_two_only_the_slower_is_a_straggler_and_the_gone_are_forgotten() -> None:
-    """In a gang of two the other is the median; who left is no straggler any more."""
-    watch = Stragglers()
-    told = [change for _ in range(WATCHED) for change in watch.observe({"a": 0.1, "b": 0.2})]
-    assert [each.who for each in told] == ["b"]
-    assert watch.slow == {"b"}
-    watch.observe({"a": 0.1, "c": 0.1})
-    assert not watch.slow
 
 
 def test_how_long_a_world_may_form_is_learned_with_room_for_doubt() -> None:

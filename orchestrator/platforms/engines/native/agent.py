@@ -409,6 +409,8 @@ class Agent:
                 if message["step"] is not None:
                     worker.step, worker.step_at_ns = message["step"], message["at_ns"]
                     worker.advances()
+                if message.get("own_ns") is not None:
+                    worker.own_ns.append(message["own_ns"])
                 if worker.state == FORMING:
                     worker.state = RUNNING
                     self._changed = True

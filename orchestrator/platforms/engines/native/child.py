@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.domain.clock import Clock, SystemClock
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, SystemClock
 from orchestrator.platforms.engines.base import Wishes
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.memory import Memory
@@ -72,6 +72,7 @@ class AgentLink:
         self._queue: deque[Mapping[str, Any]] = deque()
         self._lines: deque[str] = deque()
         self._lines_dropped = 0
+        self._own_ns: int | None = None
         self._out = bytearray()
         self._wishes = Wishes()
         self._next_plan: Mapping[str, Any] | None = None
@@ -93,7 +94,12 @@ class AgentLink:
 
     def progress(self, step: int | None) -> None:
         """This rank has finished `step`; None: it has none to tell of, but runs. The coordinator judges hangs by it."""
-        self._tell({"kind": "progress", "step": step, "at_ns": self._clock.monotonic_ns()})
+        own_ns, self._own_ns = self._own_ns, None
+        self._tell({"kind": "progress", "step": step, "at_ns": self._clock.monotonic_ns(), "own_ns": own_ns})
+
+    def own_work(self, seconds: float) -> None:
+        """How long the step that is told next took this rank by itself, in which it waited for no other."""
+        self._own_ns = round(seconds * NANOSECONDS_PER_SECOND)
 
     def say(self, lines: Sequence[str]) -> None:
         """Log lines; they travel together as `log` events, once the worker has its rank."""

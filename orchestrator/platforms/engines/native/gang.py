@@ -58,6 +58,7 @@ from orchestrator.platforms.engines.native.roster import (
     slot_name,
 )
 from orchestrator.platforms.engines.native.sizing import Change, LastSave, Sizing
+from orchestrator.platforms.engines.native.stragglers import StragglerWatch
 from orchestrator.platforms.engines.native.terms import SECOND, Judgements, Limits, Terms
 from orchestrator.platforms.engines.native.tidying import Tidying
 from orchestrator.platforms.engines.native.warnings import Warnings
@@ -107,6 +108,7 @@ class Gang:
         self._memories = sources.Memories()
         self._batches = Batches(terms)
         self._hangs = HangWatch(self.limits.dump_ns)
+        self._stragglers = StragglerWatch(terms, self.limits, self.judgements, self.roster)
         self._commands: list[Command] = []
         self._now_ns = now_ns
         self._since_ns = now_ns
@@ -184,6 +186,7 @@ class Gang:
                 self.generation = max(self.generation, *(shard.generation for shard in message.shards), 0)
             case Stacks():
                 self._hangs.stacks(message.worker, message.text)
+                self._stragglers.stacks(message.worker, message.text)
         return self._go_on()
 
     def noticed(
@@ -377,6 +380,7 @@ class Gang:
         self._told.clear()
         self._doubted_ns = None
         self._hangs.clear()
+        self._stragglers.clear()
         self._enter(State.DECIDING)
         self._ask_all()
 
@@ -485,7 +489,7 @@ class Gang:
     def _plan(self, size: int, source: Source | None) -> None:
         self.generation += 1
         agents = self.roster.usable(self._now_ns)
-        members = places(agents, size, self.terms.ranks_per_worker, self._before, self._now_ns)
+        members = places(agents, size, self.terms.ranks_per_worker, self._before, self._now_ns, self._stragglers.nodes)
         read = frozenset(address for held in source.shards.values() for address in held) if source else frozenset()
         self.world = World(self.generation, members, read, self._now_ns)
         self._before = members
@@ -539,7 +543,10 @@ class Gang:
             return
         self._tidying.look(world, self._now_ns)
         fixed = self._stopping or self._deaf == world.generation or not self.terms.elastic
+        self._commands += self._stragglers.look(world, self._now_ns)
         change = self.sizing.change(world, self._now_ns, fixed=fixed)
+        if change is None and not fixed:
+            change = self._stragglers.leave(world, self.sizing.target, self._now_ns)
         if isinstance(change, Change):
             self._regroup(world, change)
         elif isinstance(change, LastSave) and not change.nodes <= self._saved_for:

@@ -6,7 +6,7 @@ order in which they came, and the ranks of one agent are neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Worker:
     step_age_ns: int = 0
     quiet_ns: int = 0
     starved_ns: int = 0
+    own_ns: int | None = None
     pid: int | None = None
     born_ns: int = 0
     seen_ns: int = 0
@@ -55,7 +56,7 @@ class Worker:
     def hear(self, beat: WorkerBeat) -> None:
         self.state = beat.state
         self.pid = beat.pid or self.pid
-        self.quiet_ns, self.starved_ns = beat.quiet_ns, beat.starved_ns
+        self.quiet_ns, self.starved_ns, self.own_ns = beat.quiet_ns, beat.starved_ns, beat.own_ns
         if beat.step is not None or self.step is None:
             self.step, self.step_age_ns = beat.step, beat.step_ns
 
@@ -179,10 +180,17 @@ class World:
 
 
 def places(
-    agents: Iterable[AgentSeen], workers: int, ranks_per_worker: int, before: Sequence[Member], now_ns: int
+    agents: Iterable[AgentSeen],
+    workers: int,
+    ranks_per_worker: int,
+    before: Sequence[Member],
+    now_ns: int,
+    slow: Collection[str] = (),
 ) -> tuple[Member, ...]:
-    """Members of a world of so many workers on these agents, in rank order. There must be room for it."""
-    agents = sorted(agents, key=_seniority(before))
+    """Members of a world of so many workers on these agents, in rank order. There must be room for it. Nodes that are `slow`
+    are taken last."""
+    seniority = _seniority(before)
+    agents = sorted(agents, key=lambda agent: (agent.node in slow, *seniority(agent)))
     chosen: list[tuple[AgentSeen, list[Worker]]] = []
     free = workers
     for agent in agents:
@@ -303,9 +311,10 @@ class Roster:
             if not self._warnings.leaving((agent.node,), now_ns) and self._judgements.usable(agent.node, now_ns)
         ]
 
-    def room(self, now_ns: int, *states: str) -> int:
-        """Workers that a world could have, out of standbys in these states."""
-        return sum(agent.room(self._ranks, now_ns, *states) for agent in self.usable(now_ns))
+    def room(self, now_ns: int, *states: str, without: str = "") -> int:
+        """Workers that a world could have, out of standbys in these states; `without` one node."""
+        agents = [agent for agent in self.usable(now_ns) if agent.node != without]
+        return sum(agent.room(self._ranks, now_ns, *states) for agent in agents)
 
     def going_slots(self, now_ns: int) -> int:
         """Slots on nodes that are being left."""

@@ -6,7 +6,7 @@ bound how long something that went wrong is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from orchestrator.domain.offerings import CapacityType
 from orchestrator.platforms.engines.base import RunRequest
 from orchestrator.policy.elasticity import Decision, Elasticity
 from orchestrator.policy.hazard import Observed
+from orchestrator.policy.stragglers import Leaving, Straggler
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
@@ -89,6 +90,8 @@ class Limits:
     """For the members to finish their step and leave, once asked; twice the hang limit where that is longer."""
     dump_ns: int = 500 * MILLISECOND
     """For stacks to come, before what does not step is given up."""
+    stacks_ns: int = 3 * SECOND
+    """For the stacks of a rank that is slow, before it is told without them. Agents give up after two."""
     grace_ns: int = SECOND
     """How long a rank that lost its peers waits for the peer's own story, and an error for other ranks' errors."""
     gather_ns: int = 10 * SECOND
@@ -148,6 +151,14 @@ def _usable(node: str, now_ns: int) -> bool:
     return True
 
 
+def _nobody(own_seconds: Mapping[str, float]) -> Sequence[Straggler]:
+    return ()
+
+
+def _kept(now_ns: int, node: str, own_seconds: Mapping[str, float], there: Collection[str], possible: int) -> Leaving:
+    return Leaving(False, 0, 0.0, "nobody judges")
+
+
 def _let_be(*told: Any) -> None:
     return
 
@@ -174,6 +185,11 @@ class Judgements:
     """(slots by node, workers that are needed): told when agents come and go."""
     decisions: Callable[[], Sequence[Decision]] = tuple
     """What was decided since this was asked last, each once."""
+    own_work: Callable[[Mapping[str, float]], Sequence[Straggler]] = _nobody
+    """(seconds by rank in words): a sample of each rank's own work in a step; whose standing among the others changed."""
+    leave_out: Callable[[int, str, Mapping[str, float], Collection[str], int], Leaving] = _kept
+    """(now_ns, node, seconds by rank, the slow ranks there, workers that could train without it): whether the world is made
+    anew without the node, which is then not `usable`."""
     hear: Callable[[int, Mapping[str, Any]], None] = _let_be
     """(now_ns, event): told of every event of the engine and of rank 0."""
 
@@ -208,4 +224,6 @@ class Judgements:
             nodes=policy.nodes,
             decisions=policy.decisions,
             hear=hear,
+            own_work=policy.own_work,
+            leave_out=policy.leave_out,
         )

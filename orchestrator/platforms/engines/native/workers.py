@@ -14,11 +14,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import median_low
 from typing import Any
 
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.births import Process
 from orchestrator.platforms.engines.native.messages import LEFT, WARMING, Frames, ProtocolError, encode
+from orchestrator.policy.stragglers import SMOOTHED_STEPS
 
 RECEIVE_BYTES = 256 * 1024
 MAX_KEPT_EVENTS = 50_000
@@ -193,6 +195,8 @@ class Worker:
     starved_ns: int = 0
     """For a processor, as `look` found it; from `starved_from_ns` on, which is None until it has looked."""
     starved_from_ns: int | None = None
+    own_ns: deque[int] = field(default_factory=lambda: deque(maxlen=SMOOTHED_STEPS))
+    """Its own work in its newest steps."""
     outbox: Outbox = field(default_factory=Outbox)
     speaks: bool = False
     """Its process has said something: from then on it also heeds the signal for a dump."""
@@ -218,6 +222,7 @@ class Worker:
             "step_ns": now_ns - self.step_at_ns if self.step is not None else 0,
             "quiet_ns": now_ns - self.heard_ns,
             "starved_ns": self.starved_ns,
+            "own_ns": median_low(self.own_ns) if len(self.own_ns) == SMOOTHED_STEPS else None,
             "pid": None if self.process is None else self.process.pid,
         }
 
