@@ -88,3 +88,18 @@ def test_wrong_input_is_refused_with_what_is_wrong(said: str, cli: Cli, tmp_path
     assert found.code == code
     assert said in found.err
     assert "defect" not in found.err
+
+
+def test_traces_that_are_too_short_are_left_out_of_several(cli: Cli, tmp_path: Path) -> None:
+    """With a note; when all are, that is an error."""
+    trace(tmp_path / "a.json")
+    short = {"metadata": {"gap_seconds": 600}, "data": [1, 0] * 30}
+    (tmp_path / "b.json").write_text(json.dumps(short))
+    words = ("simulate", "--trace", str(tmp_path), "--deadline-ratio", "1.5", "--starts", "2", "--policy", "greedy")
+    found = cli(*words, "--compute", "20h", "-o", "json")
+    assert {run["trace"] for run in json.loads(found.out)["runs"]} == {"a.json"}
+    assert "b.json has 10.0 hours" in found.err
+    assert "left out" in found.err
+    found = cli(*words, "--compute", "60h")
+    assert found.code == 2
+    assert "no trace is long enough" in found.err

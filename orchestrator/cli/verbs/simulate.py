@@ -140,7 +140,7 @@ def _results(args: argparse.Namespace, context: Context) -> list[Result]:
     from orchestrator.domain.errors import UsageError
     from orchestrator.policy.capacity import POLICY_NAMES, capacity_policy
     from orchestrator.simulation.market import market
-    from orchestrator.simulation.study import Terms, find, study
+    from orchestrator.simulation.study import Terms, find, starts, study
     from orchestrator.simulation.traces import flags, read_series
 
     policies = args.policy or POLICY_NAMES
@@ -179,10 +179,22 @@ def _results(args: argparse.Namespace, context: Context) -> list[Result]:
         not args.no_notice,
         None if interval is None else round(interval * 1e9),
     )
+    fit = []
+    for each in markets:
+        try:
+            for ratio in terms.ratios:
+                starts(each, terms, ratio)
+            fit.append(each)
+        except UsageError as error:
+            if len(markets) == 1:
+                raise
+            context.say(f"{error.what}: left out")
+    if not fit:
+        raise UsageError("no trace is long enough", hint="lower --compute or --deadline-ratio")
     home = context.settings.home_path
     with suppress(OSError):  # without a home, bounds are not kept
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return list(study(markets, terms, home / "cache" / "bounds"))
+    return list(study(fit, terms, home / "cache" / "bounds"))
 
 
 def _table(results: Sequence[Result]) -> str:
