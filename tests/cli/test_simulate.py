@@ -46,11 +46,13 @@ def test_runs_are_told_as_json(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_table_and_the_picture_are_for_people(cli: Cli, tmp_path: Path) -> None:
     """A row a policy and ratio; a file that is a picture; twins are told."""
-    trace(tmp_path / "a.json")
-    trace(tmp_path / "b.json")
+    market = tmp_path / "market"
+    market.mkdir()
+    trace(market / "a.json")
+    trace(market / "b.json")
     picture = tmp_path / "out.png"
     found = cli(
-        "simulate", "--trace", str(tmp_path), "--compute", "20h", "--deadline-ratio", "1.5", "--starts", "2",
+        "simulate", "--trace", str(market), "--compute", "20h", "--deadline-ratio", "1.5", "--starts", "2",
         "--policy", "greedy", "--plot", str(picture),
     )  # fmt: skip
     assert found.code == 0
@@ -92,10 +94,12 @@ def test_wrong_input_is_refused_with_what_is_wrong(said: str, cli: Cli, tmp_path
 
 def test_traces_that_are_too_short_are_left_out_of_several(cli: Cli, tmp_path: Path) -> None:
     """With a note; when all are, that is an error."""
-    trace(tmp_path / "a.json")
+    market = tmp_path / "market"
+    market.mkdir()
+    trace(market / "a.json")
     short = {"metadata": {"gap_seconds": 600}, "data": [1, 0] * 30}
-    (tmp_path / "b.json").write_text(json.dumps(short))
-    words = ("simulate", "--trace", str(tmp_path), "--deadline-ratio", "1.5", "--starts", "2", "--policy", "greedy")
+    (market / "b.json").write_text(json.dumps(short))
+    words = ("simulate", "--trace", str(market), "--deadline-ratio", "1.5", "--starts", "2", "--policy", "greedy")
     found = cli(*words, "--compute", "20h", "-o", "json")
     assert {run["trace"] for run in json.loads(found.out)["runs"]} == {"a.json"}
     assert "b.json has 10.0 hours" in found.err
