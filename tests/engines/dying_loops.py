@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
 def preload() -> None:
+    """Killed every time; where KILLED_ONCE names a file, only as long as it is not there."""
+    once = os.environ.get("KILLED_ONCE")
+    if once is not None:
+        if Path(once).exists():
+            return
+        Path(once).touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

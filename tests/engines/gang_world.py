@@ -74,6 +74,8 @@ class SimAgent:
     down_ns: int = 0
     generation: int = 0
     out_of_memory: tuple[tuple[int, int], ...] = ()
+    known_ns: int = 0
+    """When the gang heard its hello."""
     notice: Callable[[], None] | None = None
     """How it tells of its notice; again whenever it has connected."""
 
@@ -288,6 +290,7 @@ class Cluster:
                 agent.generation,
                 out_of_memory=agent.out_of_memory,
             )
+            agent.known_ns = self.now_ns
             self.feed(self.gang.joined(said, self.now_ns))
 
         self._up(agent, hello)
@@ -491,7 +494,10 @@ class Cluster:
             if any(w.alive for w in self._of(generation)):
                 self.at(STEP_NS, lambda: self._step(generation))  # it hangs, and may go on
             return
-        reachable = [w for w in members if w.agent.line]
+        # A gang that has just heard of an agent again has told it what to end, but that is under way.
+        heard_before_ns = self.now_ns - 2 * self.delay_ns[1]
+        known = [w.agent for w in members if w.agent.line and w.agent.agent in self.gang.roster.agents]
+        reachable = [agent for agent in known if agent.known_ns < heard_before_ns]
         if reachable:  # the gang never lets two worlds run
             others = [w for w in self._all() if w.alive and w.generation not in (0, generation) and w.agent.line]
             stepping = {w.generation for w in others if w.state == m.RUNNING and w.generation > generation}

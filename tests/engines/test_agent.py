@@ -349,6 +349,31 @@ def test_where_no_fork_can_be_workers_are_started_afresh(pair: Pair, loops: str)
         assert left["result"]["parent"] == node_pid(agents)
 
 
+def test_a_template_that_is_killed_before_it_is_up_is_started_again(pair: Pair, tmp_path: Path) -> None:
+    """One SIGKILL while it imports does not make every later worker of the node import everything for itself."""
+    harness, agents = pair
+    harness.run("w", "tests.engines.dying_loops:run", env={"KILLED_ONCE": str(tmp_path / "killed")})
+    assert harness.until_left("w")["result"]["parent"] == template_of(agents)
+    assert (tmp_path / "killed").exists()
+
+
+def test_a_generation_is_remembered_when_its_worker_was_gone(tmp_path: Path) -> None:
+    """The plan came too late for its worker; the next coordinator learns of its number all the same."""
+    with one_agent(folder=tmp_path) as (harness, _):
+        harness.plan("nobody", generation=7)
+        harness.until_left("nobody")
+        harness.go_away()
+        second = Harness()
+        second.listen()
+        host, port = second.address
+        (tmp_path / "coordinator").write_text(f"{host} {port}\n")
+        second.until_connected()
+        generation = second.connections[0].hello["generation"]
+        second.say({"kind": "bye"})
+        second.close()
+    assert generation == 7
+
+
 def test_processes_are_told_apart_by_number_where_the_kernel_gives_no_handle(tmp_path: Path) -> None:
     """Without pidfds (old kernels, some containers) workers are dumped, killed and told all the same."""
     (tmp_path / "sitecustomize.py").write_text("import os\nos.pidfd_open = lambda *_: os.read(-1, 1)\n")

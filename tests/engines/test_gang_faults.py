@@ -317,3 +317,37 @@ def test_standbys_warm_beside_a_world_that_forms_for_long() -> None:
     assert len(after) == len(spawned)
     cluster.until(lambda: all(a.standbys(m.READY) for a in cluster.gang.roster.agents.values()), seconds=5)
     assert cluster.gang.state is State.FORMING
+
+
+def test_members_of_an_older_world_are_ended_when_a_newer_one_is_taken_over() -> None:
+    """1. Two of three nodes train; one is cut off with its member. 2. The others train on. 3. The coordinator is lost, and the
+    cable is back. 4. The next one hears the node that was cut off first: it takes over the newer world, and ends the member
+    of the older one."""
+    cluster = Cluster((2,))
+    cluster.start_all("abc")
+    cluster.until(lambda: cluster.steady(2))
+    old = cluster.members()[0]
+    cut = old.agent
+    cluster.cut(cut)
+    old.frozen = True  # it will wait for a peer that is no more
+    cluster.until(lambda: cluster.gang.generation == 2 and cluster.steady())
+    assert old.alive
+    cluster.new_coordinator()
+    cluster.heal(cut)
+    cluster.until(lambda: cluster.steady())
+    cluster.run(0.1)
+    assert not old.alive
+
+
+def test_a_generation_of_which_no_agent_heard_is_not_used_again() -> None:
+    """The coordinator is lost when it has told of a world and before any agent has its plan: the next one begins another,
+    for the number of a world that was told must not name two."""
+    cluster = Cluster((1, 2))
+    cluster.start_all("ab")
+    cluster.until(lambda: cluster.steady(2))
+    cluster.run(1)
+    cluster.kill_worker(cluster.members()[0])
+    cluster.until(lambda: cluster.gang.generation == 2)
+    cluster.new_coordinator()
+    cluster.until(lambda: cluster.steady())
+    assert cluster.gang.generation > 2

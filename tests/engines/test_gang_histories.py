@@ -125,7 +125,7 @@ def at_rest(cluster: Cluster) -> None:
     assert running == {gang.generation}
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 40, 10)], ids=str)
+@pytest.mark.parametrize("seeds", [range(start, start + 8) for start in range(0, 24, 8)], ids=str)
 def test_every_history_comes_to_rest(seeds: range) -> None:
     """Once faults stop, a gang trains at the largest size that has room, waits for more workers, or has ended with a
     reason; and nothing on the way was ever wrong."""

@@ -342,6 +342,7 @@ class Agent:
 
     def _plan(self, message: Mapping[str, Any]) -> None:
         worker, generation = self._workers.get(message["worker"]), message["generation"]
+        self._generation = max(self._generation, generation)  # the next coordinator must not use it again
         if worker is None or worker.farewell is not None:
             self._uplink.send(
                 {
@@ -356,7 +357,6 @@ class Agent:
         if worker.generation:
             return  # a plan never changes
         worker.generation, worker.rank, worker.world_size = generation, message["rank"], message["world_size"]
-        self._generation = max(self._generation, generation)
         self._out_of_memory = message.get("out_of_memory", ())
         self._changed = True
         if generation <= self._aborted:

@@ -27,6 +27,8 @@ from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.template import PACKET_BYTES
 
 NATIVE = "orchestrator.platforms.engines.native"
+MOST_KILLED = 3
+"""Templates in a row that are killed before they are up, until none is started again: memory may be too small for one."""
 LEAVE_SECONDS = 5.0
 """For a process that was told to end, before it is killed; and for one that was killed to be gone."""
 
@@ -126,6 +128,7 @@ class Births:
         self._say = say
         self._template: _Template | None = None
         self._fresh: list[Process] = []
+        self._killed = 0
         self._closed = False
 
     def begin(self, worker: str, upbringing: Upbringing, line: int, stacks: int) -> None:
@@ -216,7 +219,7 @@ class Births:
             return False
         message = json.loads(data)
         if "up" in message:
-            template.up = True
+            template.up, self._killed = True, 0
         elif "forked" in message:
             worker, pid = message["forked"], message["pid"]
             self._forget_fds(template, worker)
@@ -241,8 +244,10 @@ class Births:
             process.kill()
             self._over(process, None)
         if not template.up and self._fork:
-            self._say(f"no worker is forked here: the template {lifeline.exit_text(template.popen.returncode)}")
-            self._fork = False
+            self._killed += 1
+            if template.popen.returncode != -signal.SIGKILL or self._killed >= MOST_KILLED:
+                self._say(f"no worker is forked here: the template {lifeline.exit_text(template.popen.returncode)}")
+                self._fork = False
         for worker, fds in expected.items():
             self.begin(worker, template.upbringing, *fds)
 

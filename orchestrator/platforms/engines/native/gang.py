@@ -128,7 +128,8 @@ class Gang:
         self._fruitless = 0
         self._last_fault = (WORKER_LOST, "rank 0 left without a result")
         self._adopting = adopt
-        self._adopted: set[int] = set()
+        self._adopted: dict[int, int] = {}
+        """World sizes by generation, as members that run already tell them."""
         self._stopping = False
         self._ending: Outcome | None = None
         self._grace_until_ns = 0
@@ -245,7 +246,7 @@ class Gang:
             self._tell(agent.agent, Kill(worker.worker, "its world is over"))
             return
         worker.rank = beat.rank
-        self._adopted.add(beat.world_size)
+        self._adopted[beat.generation] = beat.world_size
         if not self._adopting:
             self._adopting, self._since_ns = True, self._now_ns
 
@@ -633,9 +634,10 @@ class Gang:
 
     def _adopt(self) -> None:
         """Take over the world of a coordinator that is no more, as soon as all of its agents are back."""
-        alone = max(self._adopted) if len(self._adopted) == 1 else 0
-        members = self.roster.running(self.generation, alone) if alone else None
+        size = self._adopted.get(self.generation, 0)
+        members = self.roster.running(self.generation, size) if size else None
         if members is not None:
+            self._end_older()
             self.world = World(self.generation, members, frozenset(), self._now_ns)
             self._before = members
             self._adopting = False
@@ -643,7 +645,16 @@ class Gang:
         elif self._now_ns - self._since_ns > self.limits.adopt_ns:
             self._adopting = False
             self._abort("not all of its world came back")
+            if self.generation:  # the coordinator before may have planned one of which no agent has heard
+                self.generation += 1
             self._enter(State.WAITING)
+
+    def _end_older(self) -> None:
+        """End what came back of worlds before this one: an agent that was cut off did not hear that they were over."""
+        for worker in self.roster.workers():
+            if 0 < worker.generation < self.generation and not worker.doomed:
+                worker.doomed = True
+                self._tell(worker.agent, Kill(worker.worker, "its world is over"))
 
     # --- small things ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ nodes. It is the job's own, and new for every run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import selectors
 import socket
@@ -37,9 +38,17 @@ RECEIVE_BYTES = 256 * 1024
 UNANSWERED_SECONDS = 5.0
 
 
-def listening_host(host: str) -> str:
-    """Where to listen so that others reach us at `host`: there alone when it is a loopback address, else everywhere."""
-    return host if host == "localhost" or host.startswith("127.") else ""
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """Listen so that others reach us at `host`: there alone when it is an address of this machine, otherwise (it is that of
+    a machine or a proxy that passes connections on) on all interfaces."""
+    try:
+        return socket.create_server((host, port), backlog=backlog)
+    except socket.gaierror:
+        pass
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+    return socket.create_server(("", port), backlog=backlog)
 
 
 class AgentLine:
@@ -68,7 +77,7 @@ class AgentLines:
         on_message: Callable[[str, FromAgent], None],
         on_lost: Callable[[str, str], None],
     ) -> None:
-        """Listens on `host`, or on all interfaces when that is no loopback address; `port` 0: any. `on_message` gets an
+        """Listens at `host` (see `listen`); `port` 0: any. `on_message` gets an
         agent's name and what it said, a `Hello` first; `on_lost` its name and why its connection is gone."""
         self._selector = selector
         self._clock = clock
@@ -77,7 +86,7 @@ class AgentLines:
         self._on_lost = on_lost
         self._lines: set[AgentLine] = set()
         self._by_agent: dict[str, AgentLine] = {}
-        self._listener = socket.create_server((listening_host(host), port), backlog=128)
+        self._listener = listen(host, port, backlog=128)
         self._listener.setblocking(False)
         self.address: Address = (host, self._listener.getsockname()[1])
         selector.register(self._listener, selectors.EVENT_READ, self._accept)

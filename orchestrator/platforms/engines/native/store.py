@@ -2,7 +2,7 @@
 
     python -m orchestrator.platforms.engines.native.store HOST
 
-It listens on HOST alone when that is a loopback address, otherwise on all interfaces; prints its port on a line; and ends
+It listens on HOST alone when that is an address of this machine, otherwise on all interfaces; prints its port on a line; and ends
 when its standard input closes. It never lives on a worker, so that no worker's end takes it away. Generations do not meet
 in it: torch puts every key of a world under its generation.
 
@@ -11,18 +11,17 @@ Limits: torch's store asks nobody for a token. Whoever reaches the port can dist
 
 from __future__ import annotations
 
-import socket
 import sys
 from datetime import timedelta
 
-from orchestrator.platforms.engines.native.lines import listening_host
+from orchestrator.platforms.engines.native.lines import listen
 
 
 def main() -> int:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is, under a condition
 
     host = sys.argv[1]
-    server = socket.create_server((listening_host(host), 0), backlog=1024)
+    server = listen(host, 0, backlog=1024)
     port = server.getsockname()[1]
     store = TCPStore(
         host,
