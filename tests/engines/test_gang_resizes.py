@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.domain.offerings import CapacityType
@@ -244,6 +245,24 @@ def test_a_new_coordinator_takes_the_running_world_over() -> None:
     cluster.kill_node(agent_of(cluster, "b"))
     cluster.until(lambda: cluster.steady(2))
     assert cluster.started_from[2] == cluster.steps[1]
+
+
+def test_a_rank_that_an_older_world_left_behind_is_ended_when_a_later_one_is_taken_over() -> None:
+    """1. A node is away while its world is given up and another runs. 2. The coordinator is gone. 3. All nodes come to the
+    next one, the old rank among them: the later world goes on, and the old rank does not."""
+    cluster = gang_on("ab", sizes=(2,))
+    cluster.start("c")
+    cluster.kill_worker(cluster.members()[0])
+    cluster.until(lambda: cluster.steady(2) and cluster.gang.generation == 2)
+    cluster.until(lambda: any(w.state == m.READY for w in agent_of(cluster, "c").workers.values()))
+    left = next(w for w in agent_of(cluster, "c").workers.values() if w.alive and not w.generation)
+    left.plan, left.generation, left.state = replace(cluster.past[0], worker=left.worker), 1, m.FORMING
+    left.frozen = True
+    cluster.new_coordinator()
+    cluster.until(lambda: cluster.steady(2))
+    cluster.run(1)
+    assert cluster.gang.generation == 2
+    assert not left.alive
 
 
 def test_a_new_coordinator_that_misses_a_member_makes_a_new_world() -> None:

@@ -528,7 +528,9 @@ class Gang:
         waited = self._now_ns - self._since_ns
         if not late:
             self._enter(State.STEADY)
-        elif hangs.unhindered(waited, self.roster.open(world)) > self._forming_limit_ns():
+        elif hangs.unhindered(waited, self.roster.open(world)) > min(
+            self.limits.forming_ns, self.judgements.forming_limit_ns() or self.limits.forming_ns
+        ):
             if len(late) < world.size:
                 self._suspect(late)
             ranks = ", ".join(str(worker.rank) for worker in late)
@@ -641,6 +643,7 @@ class Gang:
             self.world = World(self.generation, members, frozenset(), self._now_ns)
             self._before = members
             self._adopting = False
+            self._commands += self.roster.end_older(self.generation)
             self._enter(State.FORMING)
         elif self._now_ns - self._since_ns > self.limits.adopt_ns:
             self._adopting = False
@@ -657,9 +660,6 @@ class Gang:
                 self._tell(worker.agent, Kill(worker.worker, "its world is over"))
 
     # --- small things ------------------------------------------------------------------------------------------------
-
-    def _forming_limit_ns(self) -> int:
-        return min(self.limits.forming_ns, self.judgements.forming_limit_ns() or self.limits.forming_ns)
 
     def _good_moment(self) -> bool:
         return self.sizing.good_moment(self._now_ns, first=self.generation == 0, chosen=self._regroup_told)

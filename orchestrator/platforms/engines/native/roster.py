@@ -337,6 +337,15 @@ class Roster:
                 tells.append(Tell(agent.agent, Spawn(worker.worker)))
         return tells
 
+    def end_older(self, generation: int) -> list[Tell]:
+        """End what worlds before this one left behind on agents that were away."""
+        tells = []
+        for worker in self.workers():
+            if 0 < worker.generation < generation and not worker.doomed:
+                worker.doomed = True
+                tells.append(Tell(worker.agent, Kill(worker.worker, "its world is over")))
+        return tells
+
     def sentence(self, now_ns: int) -> str:
         """Who is there, for a person."""
         ready, possible = self.room(now_ns, READY), self.room(now_ns, READY, WARMING)
