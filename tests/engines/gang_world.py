@@ -123,6 +123,8 @@ class Cluster:
         """The last step of each generation."""
         self.started_from: dict[int, int | None] = {}
         self.past: list[m.Plan] = []
+        self.handed_over: list[str] = []
+        """Nodes whose agents were told that nothing of worth is left there."""
         self.warned: set[str] = set()
         """Nodes whose notice the gang has received."""
         self.known_gone: set[str] = set()
@@ -419,6 +421,9 @@ class Cluster:
                 )
                 answer = m.Inventory(message.ticket, shards)
                 self._up(agent, lambda: self.feed(self.gang.heard(agent.agent, answer, self.now_ns)))
+            case m.HandedOver():
+                assert message.node == agent.node
+                self.handed_over.append(agent.node)
             case m.Forget():
                 for key in [key for key in agent.memory if (key[0], key[2]) < (message.generation, message.step)]:
                     del agent.memory[key]

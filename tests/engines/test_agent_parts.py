@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from orchestrator.domain.clock import ManualClock, SystemClock
 from orchestrator.platforms.engines.native import lifeline
 from orchestrator.platforms.engines.native.agent import Agent, AgentConfig, coordinator_of
 from orchestrator.platforms.engines.native.births import Upbringing
+from orchestrator.platforms.engines.native.messages import HandedOver, write
 from orchestrator.platforms.engines.native.shards import ShardStore
 from orchestrator.platforms.engines.native.uplink import Uplink
 from orchestrator.platforms.engines.native.workers import Outbox
+from orchestrator.platforms.notices import FakeSource, Watcher
 from tests.engines.agent_harness import TOKEN, Harness
 
 
@@ -193,6 +195,32 @@ def test_an_agent_lives_in_a_thread_too_and_tells_of_a_kill_for_memory(monkeypat
         thread.join(30)
         harness.close()
     assert statuses == [0]
+
+
+@pytest.mark.timeout(60)
+def test_whoever_warned_hears_that_the_node_is_empty() -> None:
+    """The coordinator's word that the work has left the node reaches the sources of notices, which may hasten the end."""
+    harness = Harness()
+    harness.listen()
+    source = FakeSource()
+
+    def watch(tell: Callable[[Mapping[str, Any]], None]) -> Watcher:
+        return Watcher([source], lambda change: tell(change.to_document()), SystemClock(), "n")
+
+    config = AgentConfig("a", "n", "127.0.0.1", 1, TOKEN)
+    store = ShardStore("127.0.0.1", TOKEN, SystemClock())
+    agent = Agent(config, lambda: harness.address, store, environ=dict(os.environ), watch=watch)
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    try:
+        harness.until_connected()
+        harness.say(write(HandedOver("n")))
+        harness.until(lambda: source.emptied)
+    finally:
+        agent.stop()
+        thread.join(30)
+        harness.close()
+    assert source.emptied == ["n"]
 
 
 def test_time_without_a_processor_is_counted() -> None:

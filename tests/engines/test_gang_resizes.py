@@ -91,6 +91,22 @@ def test_a_notice_is_answered_as_late_as_is_safe() -> None:
     assert lost(cluster) == ["Notice"]
 
 
+def test_a_node_is_told_once_when_nothing_of_worth_is_left_on_it() -> None:
+    """Not while the world stands on it, nor before the next world's own state is whole in two memories; then once, and only
+    the node that was given notice."""
+    cluster = gang_on("abc")
+    cluster.notice(agent_of(cluster, "a"), 10.0)
+    cluster.run(8.5)
+    assert cluster.handed_over == []
+    cluster.until(lambda: cluster.steady(2))
+    assert cluster.handed_over == []
+    cluster.until(lambda: cluster.handed_over != [])
+    assert cluster.gang.world is not None
+    assert cluster.gang.world.settled
+    cluster.run(5)
+    assert cluster.handed_over == ["a"]
+
+
 def test_staggered_notices_are_one_transition() -> None:
     """Three nodes of four are announced to go one after the other; the world moves once."""
     cluster = gang_on("abcd", sizes=(1, 2, 3, 4))

@@ -17,7 +17,7 @@ import pytest
 from orchestrator.domain.clock import ManualClock
 from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms import notices
-from orchestrator.platforms.notices import FakeSource, for_agent
+from orchestrator.platforms.notices import FakeSource, choose, for_agent
 from orchestrator.platforms.notices.aws import aws
 from orchestrator.platforms.notices.azure import ScheduledEvents
 from orchestrator.platforms.notices.base import NotHere, Sighting, Source, Unreadable, seconds
@@ -436,7 +436,7 @@ def test_a_named_source_is_looked_for_again(recorder: Recorder) -> None:
 
 
 def test_an_agent_is_told_documents(tmp_path: Path) -> None:
-    """What an agent takes: a function that begins to watch, is given documents, and returns what ends it."""
+    """What an agent takes: a function that begins to watch, is given documents, and returns the watcher."""
     path = tmp_path / "notices.json"
     path.write_text('{"kind": "drain"}', encoding="utf-8")
     told: list[Any] = []
@@ -447,13 +447,13 @@ def test_an_agent_is_told_documents(tmp_path: Path) -> None:
             told.append(document)
             more.notify_all()
 
-    end = for_agent(f"file:{path}", NODE, {}, CLOCK)(tell)
+    watcher = for_agent(f"file:{path}", NODE, {}, CLOCK)(tell)
     with more:
         assert more.wait_for(lambda: len(told) == 1, 10)
     path.unlink()
     with more:
         assert more.wait_for(lambda: len(told) == 2, 10)
-    end()
+    watcher.stop()
     first = told[0]
     assert first == {"source": "file", "node": NODE, "kind": "drain", "deadline_ns": None} | {
         "received_ns": first["received_ns"]
@@ -473,9 +473,9 @@ def test_ray_is_looked_for_again_beside_what_auto_finds(recorder: Recorder, monk
         return Watcher([], on_change, clock, node)
 
     monkeypatch.setattr(notices, "watch", watch)
-    watching("auto", NODE, {}, CLOCK)(lambda document: None)()
-    watching("azure", NODE, {}, CLOCK)(lambda document: None)()
-    for_agent("azure", NODE, {}, CLOCK)(lambda document: None)()
+    watching("auto", NODE, {}, CLOCK)(lambda document: None).stop()
+    watching("azure", NODE, {}, CLOCK)(lambda document: None).stop()
+    for_agent("azure", NODE, {}, CLOCK)(lambda document: None).stop()
     assert (asked[0][0][0], asked[0][1]) == ("ray", ["ray"])
     assert "azure" in asked[0][0]
     assert asked[1:] == [(["ray", "azure"], ["ray", "azure"]), (["azure"], ["azure"])]
@@ -519,3 +519,10 @@ def test_a_closed_port_is_no_answer() -> None:
         bound.bind(("127.0.0.1", 0))
         with pytest.raises(Unreadable, match="refused"):
             Nearby(bound.getsockname(), CLOCK).get("/")
+
+
+def test_an_agent_approves_azure_events() -> None:
+    """The sources that an agent chooses let the machine go early, whether found or named."""
+    for text in ("auto", "azure"):
+        (source,) = [each for each in choose(text, NODE, {}, CLOCK) if isinstance(each, ScheduledEvents)]
+        assert source._acknowledge

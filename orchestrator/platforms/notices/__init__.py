@@ -39,13 +39,18 @@ def choose(text: str, node: str, environ: Mapping[str, str], clock: Clock) -> li
     for name in names:
         match name.partition(":"):
             case ("auto", "", ""):
-                sources += [*aws(clock), *gcp(clock), ScheduledEvents(clock), *_in_kubernetes(environ, clock, node)]
+                sources += [
+                    *aws(clock),
+                    *gcp(clock),
+                    ScheduledEvents(clock, acknowledge=True),
+                    *_in_kubernetes(environ, clock, node),
+                ]
             case ("aws", "", ""):
                 sources += aws(clock)
             case ("gcp", "", ""):
                 sources += gcp(clock)
             case ("azure", "", ""):
-                sources.append(ScheduledEvents(clock))
+                sources.append(ScheduledEvents(clock, acknowledge=True))
             case ("kubernetes", "", ""):
                 sources += _in_kubernetes(environ, clock, node)
             case ("file", ":", path) if path:
@@ -71,8 +76,8 @@ def watch(
 
 def for_agent(
     text: str, node: str, environ: Mapping[str, str], clock: Clock, also: Iterable[Source] = ()
-) -> Callable[[Callable[[Mapping[str, Any]], None]], Callable[[], None]]:
-    """What an agent calls with a function that takes each change as a document; returns what ends it.
+) -> Callable[[Callable[[Mapping[str, Any]], None]], Watcher]:
+    """What an agent calls with a function that takes each change as a document; returns the watcher.
 
     A document is a notice's JSON form, with `withdrawn: true` for one that no longer stands. `also`: watched beside what `text`
     names. These, and sources that were named rather than found by `auto`, are looked for again while they are absent. Raises
@@ -82,10 +87,10 @@ def for_agent(
     chosen = choose(text, node, environ, clock)
     named = AUTO not in {name.strip() for name in text.split(",")}
 
-    def begin(tell: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+    def begin(tell: Callable[[Mapping[str, Any]], None]) -> Watcher:
         persistent = [*further, *(chosen if named else ())]
         watched = [*further, *chosen]
-        return watch(watched, lambda change: tell(change.to_document()), clock, node, persistent=persistent).stop
+        return watch(watched, lambda change: tell(change.to_document()), clock, node, persistent=persistent)
 
     return begin
 

@@ -66,8 +66,19 @@ OVER, ORPHANED, TERMINATED = 0, 75, 143
 FATAL = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
 
 Tell = Callable[[Mapping[str, Any]], None]
-Watch = Callable[[Tell], Callable[[], None]]
-"""Begins to look for notices and hands each, as a mapping, to what it is given, from any thread; what it returns ends that."""
+
+
+class Watching(Protocol):
+    """Notices are being looked for."""
+
+    def stop(self) -> None: ...
+    def handled(self, node: str) -> None:
+        """All that was worth saving has left the node."""
+        ...
+
+
+Watch = Callable[[Tell], Watching]
+"""Begins to look for notices and hands each, as a mapping, to what it is given, from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +142,7 @@ class Agent:
         self._memory = memory
         self._environ = environ
         self._watch = watch
+        self._watching: Watching | None = None
         self._clock = clock or SystemClock()
         self._say = say
         self._selector = selectors.DefaultSelector()
@@ -166,7 +178,7 @@ class Agent:
 
     def run(self) -> int:
         """Until the coordinator says goodbye, `stop`, or the agent is orphaned; its exit status. Nothing is left then."""
-        end_watch = self._watch(self.notice) if self._watch is not None else None
+        self._watching = self._watch(self.notice) if self._watch is not None else None
         try:
             while self._status is None:
                 self._turn()
@@ -175,8 +187,8 @@ class Agent:
             try:
                 self._end_all()
             finally:
-                if end_watch is not None:
-                    end_watch()
+                if self._watching is not None:
+                    self._watching.stop()
 
     def stop(self) -> None:
         """End everything now."""
@@ -317,6 +329,9 @@ class Agent:
                 self._answer_tickets(self._clock.monotonic_ns())
             case "forget":
                 self._memory.forget(message["generation"], message["step"])
+            case "handed_over":
+                if self._watching is not None:
+                    self._watching.handled(message["node"])
             case "bye":
                 self._finish(OVER)
 

@@ -36,6 +36,7 @@ from orchestrator.platforms.engines.native.messages import (
     AskInventory,
     Beat,
     Dump,
+    HandedOver,
     Hello,
     Inventory,
     Kill,
@@ -545,6 +546,9 @@ class Gang:
         if self._hangs_here(world) or self._stopped_ones(world):
             return
         self._tidying.look(world, self._now_ns)
+        if world.settled:
+            for agent in self.warnings.handed_over(self.roster.agents.values(), world.nodes, self._now_ns):
+                self._tell(agent.agent, HandedOver(agent.node))
         fixed = self._stopping or self._deaf == world.generation or not self.terms.elastic
         self._commands += self._stragglers.look(world, self._now_ns)
         change = self.sizing.change(world, self._now_ns, fixed=fixed)

@@ -350,7 +350,14 @@ class Forget:
     step: int
 
 
-ToAgent = Spawn | Plan | Regroup | Abort | Kill | Dump | AskInventory | Forget
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """All that was worth saving has left this node, which was given notice: its end may come."""
+
+    node: str
+
+
+ToAgent = Spawn | Plan | Regroup | Abort | Kill | Dump | AskInventory | Forget | HandedOver
 
 _KINDS: dict[type, str] = {
     Spawn: "spawn",
@@ -361,6 +368,7 @@ _KINDS: dict[type, str] = {
     Dump: "dump",
     AskInventory: "ask_inventory",
     Forget: "forget",
+    HandedOver: "handed_over",
 }
 
 

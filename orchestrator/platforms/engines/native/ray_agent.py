@@ -106,7 +106,7 @@ class AgentActor:
 
 def watching(
     sources: str, node: str, environ: Mapping[str, str], clock: Clock
-) -> Callable[[Callable[[Mapping[str, Any]], None]], Callable[[], None]]:
+) -> Callable[[Callable[[Mapping[str, Any]], None]], notices.Watcher]:
     """What an agent watches on this node: Ray's drain, and the sources that `sources` names."""
     drain = notices.RayDrain(lambda ray_id: node if ray_id == node else None)
     return notices.for_agent(sources, node, environ, clock, also=[drain])

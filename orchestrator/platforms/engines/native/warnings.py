@@ -6,10 +6,14 @@ into one transition: before the earliest deadline among them, by the lead; witho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.platforms.engines.native.terms import Judgements, Limits
+
+if TYPE_CHECKING:
+    from orchestrator.platforms.engines.native.roster import AgentSeen  # which imports this module
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Warnings:
         self._judgements = judgements
         self._standing: dict[tuple[str, str], _Warning] = {}
         self._gone: set[str] = set()
+        self._empty: frozenset[str] = frozenset()
+        """Agents on nodes that were handed over."""
 
     def add(
         self,
@@ -69,6 +75,16 @@ class Warnings:
             node for (_, node), one in self._standing.items() if one.deadline_ns is None or one.deadline_ns <= horizon
         }
         return frozenset(near.intersection(nodes))
+
+    def handed_over(self, agents: Iterable[AgentSeen], used: Collection[str], now_ns: int) -> list[AgentSeen]:
+        """Those on nodes that are being left and hold nothing any more, since the last call. `used`: nodes of the world, whose
+        state lies in memories of its own."""
+        empty = {
+            agent.agent: agent for agent in agents if agent.node not in used and self.leaving((agent.node,), now_ns)
+        }
+        fresh = [agent for name, agent in empty.items() if name not in self._empty]
+        self._empty = frozenset(empty)
+        return fresh
 
     def due_ns(self, nodes: Iterable[str]) -> int:
         """When the first of these nodes must be left. Every one must have a notice."""
