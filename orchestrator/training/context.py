@@ -221,8 +221,15 @@ class Context:
         ranks, and rank 0's is kept. On return the state is copied and may be changed; it is written while
         training goes on, and becomes a checkpoint when all ranks have written, at a later `report` or `save` or when the
         function returns. These raise WorkerFailed on every rank when the disk refuses on one. Saving a step twice keeps
-        the first. Memory: one copy of the state a rank.
+        the first. Memory: one copy of the state a rank. Where the number of workers may change (`spec.workers.min` below `max`)
+        an engine is needed: raises WorkerFailed (ConfigInvalid) at the first save.
         """
+        if engine is None and self._assignment.spec.workers.elastic:
+            raise config_invalid(
+                "save(state) without an engine keeps one state for each rank, which another number of ranks cannot take up, and "
+                "the workers of this job may change in number",
+                "give save and load your DeepSpeed engine, or set spec.workers.min to spec.workers.max",
+            )
         if self._announces:
             self._reporter.first("pause", pause="checkpoint")
         self._reporter.own_work.drop()

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.domain.clock import ManualClock
+from orchestrator.spec.models import TrainingJob
 from orchestrator.training.context import PAUSES, Context
 from orchestrator.training.errors import WorkerFailed
 from orchestrator.training.own_work import OwnWork
@@ -131,3 +133,18 @@ def test_the_words_are_those_of_the_policy() -> None:
     from orchestrator.policy.hangs import Pause
 
     assert set(PAUSES) == {pause.value for pause in Pause}
+
+
+def test_a_state_for_each_rank_is_refused_where_ranks_come_and_go() -> None:
+    """Without an engine another number of ranks could not take it up: said at the first save, with what to do."""
+    document = {
+        "apiVersion": "orchestrate.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "mine"},
+        "spec": {"entrypoint": {"function": "mine:train"}, "workers": {"min": 1, "max": 2}},
+    }
+    context = object.__new__(Context)
+    context._assignment = SimpleNamespace(spec=TrainingJob.model_validate(document).spec)  # type: ignore[assignment]
+    with pytest.raises(WorkerFailed, match="one state for each rank") as refused:
+        context.save({"step": 1})
+    assert refused.value.reason == "ConfigInvalid"
