@@ -269,8 +269,11 @@ def _notice(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     _progress(found, notices=notices)
 
 
+_REPLICATION = ("every", "bytes", "seconds", "because")
+
+
 def _replication(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
-    _progress(found, replication={name: event.get(name) for name in ("every", "bytes", "seconds")})
+    _progress(found, replication={name: event[name] for name in _REPLICATION if name in event})
 
 
 def _hung(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:

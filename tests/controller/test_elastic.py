@@ -146,7 +146,7 @@ def test_what_an_engine_tells_beside_worlds_is_shown(make_world: Callable[..., W
     assert "line 3" not in told
     log = world.home.run_dir(world.job("job").uid) / "logs" / "rank-1.log"
     assert "[1]   line 3" in log.read_text()
-    assert status(world)["replication"] == {"every": 1, "bytes": 4096, "seconds": 0.01}
+    assert status(world)["replication"] == {"every": 1, "bytes": 4096, "seconds": 0.01, "because": "so"}
     finish(world)
 
 

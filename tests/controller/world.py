@@ -87,7 +87,7 @@ def telling_all(assignment: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
             told = {"source": "aws", "node": node, "kind": kind, "received_ns": now_ns, "deadline_ns": deadline_ns}
             link.send({"kind": "notice", "notice": told, "withdrawn": withdrawn, "at_ns": now_ns})
         link.send({"kind": "notice", "notice": {"kind": "of the future"}, "at_ns": now_ns})
-        link.send({"kind": "replication", "every": 1, "bytes": 4096, "seconds": 0.01, "at_ns": now_ns})
+        link.send({"kind": "replication", "every": 1, "bytes": 4096, "seconds": 0.01, "because": "so", "at_ns": now_ns})
         hung = {"kind": "hung", "worker": "w1", "rank": 1, "stack": "File a.py\n  line 3", "at_ns": now_ns}
         link.send(hung)
     return gated(assignment, link)
