@@ -4,7 +4,7 @@
 
 A training script as one would write it by hand: no orchestrator around it, no checkpoints, no report but the time of each
 step, printed at the end as one JSON line. The data is read, and the batches are cut, by the same functions as in the
-built-in trainer, so that both compute the same numbers.
+built-in trainer, so that both compute the same numbers. `elastic_throughput` lets it wait at a gate between windows of steps.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks._gate import Gate
 
 FIRST_LINE_NS = time.time_ns()
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def main(file: str) -> None:
+def main(file: str, overrides: list[str], gate: Gate | None) -> None:
     import deepspeed
     import torch
     from deepspeed.ops import __compatible_ops__ as compatible
@@ -32,7 +35,7 @@ def main(file: str) -> None:
     from orchestrator.training.preparation import prepare
 
     compatible["deepspeed_shm_comm"] = False  # no compiler needed, as in the rival
-    job = load_file(file)
+    job = load_file(file, overrides)
     spec, folder = job.spec, Path(file).resolve().parent
     assert spec.model is not None
     assert spec.data is not None
@@ -68,11 +71,19 @@ def main(file: str) -> None:
         engine.step()
         loss.item()
         ends.append(time.time_ns())
+        if gate is not None and rank == 0 and gate.step(ends[-1]):
+            gate.wait()
     if rank == 0:
         print(json.dumps({"first_line_ns": FIRST_LINE_NS, "step_ends_ns": ends}))
     torch.distributed.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may complain when the interpreter tears them down
+
+
+def _gate(folder: str) -> Gate:
+    from benchmarks._gate import Gate
+
+    return Gate(Path(folder))
 
 
 def _padded(torch: Any, tokens: Any, indices: Any, pad: int) -> dict[str, Any]:
@@ -84,4 +95,5 @@ def _padded(torch: Any, tokens: Any, indices: Any, pad: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    # job file, folder of a gate or "", and fields of the job to set
+    main(sys.argv[1], sys.argv[3:], _gate(sys.argv[2]) if sys.argv[2:] and sys.argv[2] else None)

@@ -25,10 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._node_scenes import EVENTS, SIZE, Scene, play
+from benchmarks._node_scenes import EVENTS, SIZE, Event, play
 
 CHECKPOINT_EVERY_STEPS = 20
 GLOBAL_BATCH, LENGTH = 24, 48
+PATIENCE_SECONDS = 300.0
 ONCE_TUNED = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 
 
@@ -97,7 +98,7 @@ def _save(train_api: Any, torch: Any, engine: Any, stage: int, step: int, rank: 
         train_api.report({"step": step}, checkpoint=train_api.Checkpoint.from_directory(folder))
 
 
-def fit(job: str, stage: int, scene: Scene, steps: Path, storage: Path) -> None:
+def fit(job: str, stage: int, monitor_seconds: float, steps: Path, storage: Path) -> None:
     """Blocks for as long as the run goes."""
     import ray.train
     from ray.train import FailureConfig, RunConfig
@@ -117,7 +118,7 @@ def fit(job: str, stage: int, scene: Scene, steps: Path, storage: Path) -> None:
         train,
         train_loop_config={"model": model, "stage": stage, "steps": str(steps), "total_steps": 10**6},
         torch_config=TorchConfig(backend="gloo"),
-        scaling_config=scaling(num_workers=(1, SIZE), elastic_resize_monitor_interval_s=scene.monitor_seconds),
+        scaling_config=scaling(num_workers=(1, SIZE), elastic_resize_monitor_interval_s=monitor_seconds),
         run_config=RunConfig(
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=-1),
@@ -137,19 +138,21 @@ def main() -> int:
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     if tuned:
         os.environ.update({**ONCE_TUNED, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(given.start_timeout)})
-    scene = Scene(given.event, given.victim, monitor_seconds=5.0 if tuned else 60.0, patience_seconds=300.0)
+    monitor_seconds = 5.0 if tuned else 60.0
     with tempfile.TemporaryDirectory(prefix="bench-ray-train-") as folder:
         steps, storage = Path(folder) / "steps.jsonl", Path(folder) / "storage"
 
         def begin() -> None:
-            run = threading.Thread(target=fit, args=(given.job, given.stage, scene, steps, storage), daemon=True)
+            run = threading.Thread(
+                target=fit, args=(given.job, given.stage, monitor_seconds, steps, storage), daemon=True
+            )
             run.start()
 
         def rows() -> list[dict[str, Any]]:
             lines = steps.read_text(encoding="utf-8").splitlines(keepends=True) if steps.exists() else []
             return [json.loads(line) for line in lines if line.endswith("\n")]
 
-        result = play(scene, begin, rows)
+        (result,) = play([Event(given.event, given.victim)], begin, rows, PATIENCE_SECONDS)
     print(json.dumps({"stage": given.stage, "start_timeout": given.start_timeout, **result}), flush=True)
     sys.stdout.flush()
     os._exit(0)  # the thread of `fit` goes on looking for its cluster
