@@ -78,6 +78,11 @@ class SpotHistory:
         """Spells until the newest change of the zone between up (`threshold` workers or more) and down."""
         return self._summed(threshold).exposure
 
+    def learned(self, threshold: int = 1) -> Exposure:
+        """As `exposure`, but as of the time when the number of spells had last grown by a fifth: what is derived from it then
+        seldom changes, and jobs over the same past share it."""
+        return self._summed(threshold).learned
+
     def _summed(self, threshold: int) -> _Sums:
         sums = self._sums.get(threshold)
         if sums is None:
@@ -94,11 +99,13 @@ class _Sums:
         self.read = 0
         self.began_ns = 0
         self.up: bool | None = None
-        self.exposure = Exposure()
+        self.exposure = self.learned = Exposure()
+        self.spells = self.learn_at = 0
 
     def copy(self) -> _Sums:
         other = _Sums()
         other.read, other.began_ns, other.up, other.exposure = self.read, self.began_ns, self.up, self.exposure
+        other.learned, other.spells, other.learn_at = self.learned, self.spells, self.learn_at
         return other
 
     def add(self, began_ns: int, up: bool) -> None:
@@ -108,6 +115,9 @@ class _Sums:
             return
         if self.up is not None:
             self.exposure = _with_spell(self.exposure, self.up, (began_ns - self.began_ns) / 1e9)
+            self.spells += 1
+            if self.spells >= self.learn_at:
+                self.learned, self.learn_at = self.exposure, self.spells + 1 + self.spells // 5
         self.up, self.began_ns = up, began_ns
 
 

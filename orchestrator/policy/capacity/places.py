@@ -13,6 +13,7 @@ Without a deadline a job is taken to have `PATIENCE` times its work for it, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -22,6 +23,9 @@ from orchestrator.policy.durations import seconds as told
 
 PATIENCE = 2.0
 """A job without a deadline is to be done within so many times its work."""
+CAP = 0.0075
+"""What a job may cost beyond on-demand machines with one restart, as a share of those; or one useless change to spot and back, where
+that is more (a job so short that it is could never change at all)."""
 MARGIN_SECONDS = 1.0
 """Decided so much earlier than needed, for what is rounded on the way."""
 STUCK = 0.25
@@ -138,6 +142,25 @@ class Market:
         """Whether the slack holds a start on spot and another on demand after it."""
         return self.slack >= self.mean + self.high + MARGIN_SECONDS
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether the slack holds a start on demand, also of machines that are given back now."""
+        return self.slack > self.high + MARGIN_SECONDS
+
+    def within_cap(self, offer: Offer | None) -> bool:
+        """Whether one more start on spot (None: waiting with nothing held) that turns out useless, and on-demand machines after
+        it, would keep the job's cost under `CAP`. True where prices are not known."""
+        demand = self.on_demand_offer
+        price = demand.price_nanodollars_per_hour if demand is not None else None
+        spot = 0 if offer is None else offer.price_nanodollars_per_hour
+        if not price or spot is None:
+            return True
+        overhead, workers = self.mean / 3600, self.situation.workers_max
+        usual = (self.situation.work_seconds / 3600 + overhead) * price * workers
+        worst = overhead * spot * workers + (self.work_left / 3600 + overhead) * price * workers
+        allowed = max(CAP * usual, overhead * (spot + price) * workers * 1.0001)
+        return self.situation.spent_nanodollars + worst <= usual + allowed
+
     @cached_property
     def at_risk(self) -> str | None:
         """Why on-demand machines from now on would not surely do."""
@@ -182,21 +205,19 @@ class Market:
         assert offer is not None, "asked for a spot place where none is offered"
         workers = min(offer.count, self.situation.workers_max)
         target = Target(offer.zone, CapacityType.SPOT, workers)
-        if self.situation.restarting_since_ns is not None and not self.held_on_demand_whole and self.spare > 0:
-            until = min(
-                self.spare, until if until is not None else self.spare
-            )  # a start that takes too long is given up
-        elif self._is_start((target,)) and self.spare > 0:
-            until = min(self.spare, until if until is not None else self.spare)
+        starts = self.situation.restarting_since_ns is not None or self._is_start((target,))
+        if starts and self.may_wait:
+            give_up = self.slack - self.high - MARGIN_SECONDS  # a start that takes too long
+            until = give_up if until is None else min(give_up, until)
         return self.decision((target,), cause, f"{_count(workers)} on spot in {offer.zone}: {why}", until)
 
     def wait(self, why: str, until: float | None = None) -> Decision:
         """Hold nothing, at most until on-demand machines must be started. `until`: seconds, if sooner."""
-        seconds = max(0.0, self.spare)
+        seconds = max(0.0, self.slack - self.high - MARGIN_SECONDS)  # without what may be held now
         return self.decision((), Cause.WAITING, why, seconds if until is None else min(seconds, until))
 
     def decision(self, targets: Iterable[Target], cause: Cause, reason: str, until: float | None = None) -> Decision:
-        until_ns = None if until is None else self.now_ns + max(1, round(until * 1e9))
+        until_ns = None if until is None or until == math.inf else self.now_ns + max(1, round(until * 1e9))
         return Decision(tuple(targets), cause, reason, until_ns, self.at_risk)
 
     def safety(self) -> Decision | None:

@@ -30,9 +30,11 @@ class SlackReserve:
         if market.spot is not None:
             if market.spot_held:
                 return market.spot_now(Cause.SPOT_KEPT, "spot is kept until it is taken")
-            if market.may_start_spot:
+            if market.may_start_spot and market.within_cap(market.spot):
                 return market.spot_now(Cause.SPOT_OFFERED, f"offered, with {told(market.slack)} of slack")
-            return market.on_demand(Cause.SAFETY_NET, f"{told(market.slack)} of slack do not hold two starts")
+            return market.on_demand(
+                Cause.SAFETY_NET, f"{told(market.slack)} of slack, or the cap on the cost, do not hold another start"
+            )
         reserve = self.pairs * 2 * market.mean
         if market.slack <= reserve + 1e-3:
             why = f"no spot is offered, and the slack of {told(market.slack)} is within the reserve of {told(reserve)}"
