@@ -99,6 +99,7 @@ class ControllerActor:
                 prices,
                 home,
                 engine=settings.engine,
+                standbys=settings.standbys,
                 on_fatal=self._end_for_good,
             )
             token = home.token()

@@ -143,6 +143,7 @@ class Controller:
         home: Home,
         *,
         engine: str,
+        standbys: str = "warm",
         worker_loop: str = WORKER_LOOP,
         on_fatal: Callable[[OrchestrateError], None] = lambda error: None,
         retry_seconds: float = RETRY_SECONDS,
@@ -153,6 +154,7 @@ class Controller:
         self.clock = clock
         self._host = host
         self._engine = engine
+        self._standbys = standbys
         self._worker_loop = worker_loop
         self._on_fatal = on_fatal
         self._retry_seconds = retry_seconds
@@ -628,8 +630,10 @@ class Controller:
             try:
                 document = put_back(record.document, recall(self.home.secrets_file(uid)))
                 capacity = self.prices.local_offering().capacity_type
-                engine, seen = self._engine, turn.observed_by_all()
-                request = terms.run_request(record, document, self.home, self._worker_loop, engine, capacity, seen)
+                names, seen = (self._worker_loop, self._engine), turn.observed_by_all()
+                request = terms.run_request(
+                    record, document, self.home, *names, capacity, seen, standbys=self._standbys
+                )
             except StorageError as error:
                 self._apply(turn, uid, AttemptEnded(turn.now_ns, attempt, "StorageFailed", str(error), 0))
             else:

@@ -17,6 +17,7 @@ from orchestrator.domain.errors import InvalidSpec, Problem, UsageError
 
 CONFIG_FILE = ".orchestrate.yaml"
 ENGINES = ("ray-train", "native", "fake")
+STANDBYS = ("warm", "none")
 
 
 def setting(doc: str, default: Any, variable: str) -> Any:
@@ -39,6 +40,12 @@ class Settings:
         "`fake` trains nothing.",
         "ray-train",
         "ORCHESTRATE_ENGINE",
+    )
+    standbys: str = setting(
+        "`warm`: in an elastic job a process stands by beside each that trains; `none`: none does, and processes go on from "
+        "one set of workers to the next where they can.",
+        "warm",
+        "ORCHESTRATE_STANDBYS",
     )
     journal: str = setting("URL of a Postgres database; empty: SQLite in the home folder.", "", "ORCHESTRATE_JOURNAL")
     prices: str = setting("Price file; empty: the example that ships with orchestrate.", "", "ORCHESTRATE_PRICES")
@@ -96,6 +103,9 @@ def resolve(environ: Mapping[str, str], cwd: Path, flags: Mapping[str, Any]) -> 
         take(name, default, "default")
     if values["engine"] not in ENGINES:
         raise UsageError(f"{origins['engine']}: {values['engine']!r} is no engine", hint=f"write {_or(ENGINES)}")
+    if values["standbys"] not in STANDBYS:
+        hint = "write warm or none"
+        raise UsageError(f"{origins['standbys']}: {values['standbys']!r} says nothing of standbys", hint=hint)
     if not 0 <= values["port"] <= 65_535:
         raise UsageError(f"{origins['port']}: {values['port']} is no port", hint="ports go from 1 to 65535")
     return Settings(**values, origins=origins)

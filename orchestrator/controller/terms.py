@@ -106,10 +106,12 @@ def run_request(
     engine: str,
     capacity: CapacityType = CapacityType.ON_DEMAND,
     observed: Mapping[CapacityType, Observed] | None = None,
+    *,
+    standbys: str = "warm",
 ) -> RunRequest:
     """The present attempt, as an engine is asked for it. `document`: the job's with its secrets put back. `engine`: the one
     for gangs of fixed size; an elastic job takes the one that can change its size. `observed`: of interruptions, over all
-    jobs, by how machines are rented; `capacity`: how those of this one are."""
+    jobs, by how machines are rented; `capacity`: how those of this one are. `standbys`: as the setting says."""
     spec = document["spec"]
     workers, runtime = spec["workers"], spec.get("runtime", {})
     run_dir = home.run_dir(record.uid)
@@ -145,6 +147,7 @@ def run_request(
         min_workers=may_have[0] if may_change else None,
         allowed=may_have if may_change else (),
         elastic=may_change,
+        live=may_change and standbys == "none",
         engine=ELASTIC_ENGINE if may_change and engine != "fake" else engine,
         size=record.state.workers if may_change else 0,
         global_batch=global_batch(document),

@@ -115,6 +115,15 @@ class Trainer:
         finally:
             self.saver.close()
 
+    def take_down(self) -> None:
+        """Let go of the engine and of what writes, however `run` ended; the process goes on without this trainer."""
+        saver, engine = getattr(self, "saver", None), getattr(self, "engine", None)
+        if saver is not None:
+            saver.close()
+        if engine is not None:
+            engine.destroy()
+        self.__dict__.clear()
+
     # ---- start
 
     def _set_up(self) -> None:

@@ -24,7 +24,8 @@ from orchestrator.planning.stage import choose_stage
 from orchestrator.training import environment
 from orchestrator.training.assignment import Assignment
 from orchestrator.training.hardware import choose_precision
-from orchestrator.training.preparation import Ready, create_model, prepare_once, specified
+from orchestrator.training.preparation import Prepared, Ready, create_model, prepare_once, specified
+from orchestrator.training.recycling import Fitness
 
 REHEARSED_PARAMETERS = 64_000_000
 """The largest model that is rehearsed, which takes up to 20 bytes a parameter for a moment."""
@@ -66,6 +67,11 @@ class Warm:
     """How long each stage took."""
     notes: list[str] = field(default_factory=list)
     """Lines for the job's log."""
+    prepared: Prepared | None = None
+    fitness: Fitness | None = None
+    """What this process was when it had warmed up; None where it is good for one run only."""
+    trainer: Any = None
+    """Of the run that was begun with this."""
 
 
 def import_all(environ: MutableMapping[str, str]) -> Any:
@@ -109,7 +115,7 @@ def make_ready(work: Assignment, environ: MutableMapping[str, str], clock: Clock
     with stage("model"):
         done.ready = Ready(prepared, create_model(torch, work, prepared))
     if gpu:
-        return done
+        return _fit(done)
     try:
         with stage("rehearsal"):
             why = _rehearse(torch, deepspeed, work, done.ready, environ)
@@ -118,7 +124,40 @@ def make_ready(work: Assignment, environ: MutableMapping[str, str], clock: Clock
     if why is not None:
         done.seconds.pop("rehearsal", None)
         done.notes.append(f"the first steps were not rehearsed, so that this worker begins more slowly: {why}")
+    return _fit(done)
+
+
+def _fit(done: Warm) -> Warm:
+    """With what this process is like now, to compare it with later."""
+    from orchestrator.training import deepspeed_globals
+
+    assert done.ready is not None
+    deepspeed_globals.forget_engines()
+    done.prepared, done.fitness = done.ready.prepared, Fitness.of_this_process()
     return done
+
+
+def make_ready_again(work: Assignment, before: Warm, clock: Clock) -> Warm:
+    """After a run: what `make_ready` gave, for another. Raises NotFit when the process cannot have one."""
+    import deepspeed
+    import torch
+
+    from orchestrator.training import recycling
+
+    if before.fitness is None or before.prepared is None:
+        raise recycling.NotFit("a function of the user's own may leave anything behind")
+    start = clock.monotonic_ns()
+    trainer, before.trainer = before.trainer, None
+    recycling.take_down(torch, deepspeed, trainer)
+    del trainer
+    recycling.self_test(torch, deepspeed, before.fitness)
+    taken_down = clock.monotonic_ns()
+    ready = Ready(before.prepared, create_model(torch, work, before.prepared))
+    seconds = {
+        "recycle": seconds_between(start, taken_down),
+        "model": seconds_between(taken_down, clock.monotonic_ns()),
+    }
+    return Warm(ready, seconds, [], before.prepared, before.fitness)
 
 
 def _rehearse(

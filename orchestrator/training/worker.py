@@ -4,7 +4,8 @@ The caller is a torchrun process, a thread of a Ray actor, or a process of the n
 process exit, and a process group that may exist already.
 
 The native engine calls more: `preload` once in a process of which workers are copied, `warm` in each worker before it has a
-rank, and `run` with what `warm` gave. Everything that needs no rank is done by then.
+rank, and `run` with what `warm` gave. Everything that needs no rank is done by then. Where processes go on from one world to
+the next it calls `recycle` between two runs.
 """
 
 from __future__ import annotations
@@ -58,6 +59,15 @@ def warm(assignment: Mapping[str, Any], env: Mapping[str, str]) -> Warm:
     gc.collect()
     gc.freeze()  # what is here by now stays: later collections, of which DeepSpeed makes many, need not look at it
     return done
+
+
+def recycle(assignment: Mapping[str, Any], warm: Warm) -> Warm:
+    """After a run in this process that has regrouped or lost its peers: take its world down, test that nothing of it is left,
+    and make the model again. Raises when the process is not fit for another run; what it holds is then of no use."""
+    from orchestrator.training.warming import make_ready_again
+
+    with _classified():
+        return make_ready_again(read_assignment(assignment), warm, SystemClock())
 
 
 def run(assignment: Mapping[str, Any], link: Link, warm: Warm | None = None) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def _run(
         reporter.runs()
         return context.call(mine, work.spec.entrypoint.function)
     memory: Memory | None = getattr(reporter.link, "memory", None)
-    return trainer.Trainer(
+    own = trainer.Trainer(
         work,
         reporter,
         peers,
@@ -173,4 +183,7 @@ def _run(
         ready=None if warm is None else warm.ready,
         memory=memory,
         generation=generation,
-    ).run()
+    )
+    if warm is not None:
+        warm.ready, warm.trainer = None, own
+    return own.run()

@@ -73,6 +73,8 @@ def lockstep(assignment: Mapping[str, Any], link: Any) -> dict[str, Any]:
         meeting.write(json.dumps([generation, step, rank, size, flag]) + "\n")
         meeting.flush()
         flags = meeting.readline()
+        if not flags:
+            raise ConnectionResetError("the meeting place is gone")
         weights[:] = struct.pack(f"={share}f", *[float(step)] * share)
         link.memory.buffer(step)[:] = weights
         link.memory.publish(step, {"step": step})

@@ -21,6 +21,7 @@ from orchestrator.platforms.engines.native.terms import MILLISECOND, SECOND, Aft
 QUICK = Limits(
     silence_ns=700 * MILLISECOND,
     leave_ns=800 * MILLISECOND,
+    return_ns=500 * MILLISECOND,
     inventory_ns=300 * MILLISECOND,
     inventory_hard_ns=600 * MILLISECOND,
     forming_ns=3 * SECOND,
@@ -53,6 +54,10 @@ class SimWorker:
     alive: bool = True
     own_ns: int | None = None
     """Its own work in a step, as its agent tells it."""
+    lives: int = 1
+    """Worlds that its process may yet have a place in, the present one counted."""
+    cut: int = 0
+    """The generation from which it was told to come back."""
 
 
 @dataclass(eq=False)
@@ -81,7 +86,8 @@ class SimAgent:
 
 
 class Cluster:
-    """`loops_hear_regroup=False` makes worker loops that do not know the wish."""
+    """`loops_hear_regroup=False` makes worker loops that do not know the wish. With `lives` above 1 workers come back from a
+    world that has ended, those of `unfit` excepted, which fail their self-test."""
 
     def __init__(
         self,
@@ -98,6 +104,8 @@ class Cluster:
         delay_ns: tuple[int, int] = (MILLISECOND, 5 * MILLISECOND),
         global_batch: int | None = None,
         judge: Callable[[Terms], Judgements] | None = None,
+        lives: int = 1,
+        unfit: float = 0.0,
     ) -> None:
         self.random = random.Random(seed)
         self.now_ns = 10**12
@@ -106,9 +114,12 @@ class Cluster:
             grow_to=AfterHysteresis(500 * MILLISECOND),
             lead_ns=lambda: lead_ns,
         )
-        self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch)
+        self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch, lives=lives)
         if judge is not None:
             self.judgements = judge(self.terms)
+        self.unfit = unfit
+        self.returned: list[str] = []
+        """Workers whose process has come back."""
         self.limits = limits
         self.gang = Gang(self.terms, self.now_ns, limits=limits, judgements=self.judgements)
         self.delay_ns = delay_ns
@@ -209,7 +220,11 @@ class Cluster:
             self.at(self._delay(), lambda: self._eof(agent, line))
 
     def kill_worker(self, worker: SimWorker, reason: str = "WorkerLost", *, collateral: bool = False) -> None:
-        if worker.alive:
+        if worker.alive and collateral:
+            generation = worker.generation
+            self._leave(worker, reason, "connection closed by peer", collateral=True)
+            self.at(100 * MILLISECOND, lambda: self._miss(generation))
+        elif worker.alive:
             self._die(worker)
             self._leave(worker, reason, "killed by signal 9", collateral=collateral)
 
@@ -391,7 +406,11 @@ class Cluster:
     def _obey(self, agent: SimAgent, message: m.ToAgent) -> None:
         match message:
             case m.Spawn():
-                worker = SimWorker(message.worker, agent)
+                worker = SimWorker(message.worker, agent, lives=message.lives)
+                if self.terms.live:
+                    living = [w for w in agent.workers.values() if w.alive]
+                    places = agent.slots * self.terms.ranks_per_worker
+                    assert len(living) < places, f"{len(living)} processes for {places} ranks of {agent.agent}"
                 agent.workers[worker.worker] = worker
                 self.at(self.random.randint(20, 600) * MILLISECOND, lambda: self._warm(worker))
             case m.Plan():
@@ -405,7 +424,10 @@ class Cluster:
                 agent.regroup = message.generation
             case m.Abort():
                 for worker in [w for w in agent.workers.values() if w.alive and 0 < w.generation <= message.generation]:
-                    self._end_worker(worker)
+                    if message.live:
+                        self._cut_off(worker)
+                    else:
+                        self._end_worker(worker)
             case m.Kill():
                 if message.worker in agent.workers:
                     self._end_worker(agent.workers[message.worker])
@@ -433,6 +455,28 @@ class Cluster:
             self._die(worker)
             self.at(20 * MILLISECOND, lambda: self._leave(worker, "WorkerLost", "ended"))
 
+    def _cut_off(self, worker: SimWorker) -> None:
+        """It leaves its world and comes back; one that cannot is killed."""
+        if worker.cut:
+            return
+        worker.cut = worker.generation
+        if not worker.frozen and self.random.random() < 0.9:
+            self.at(self.random.randint(1, 50) * MILLISECOND, lambda: self._give_way(worker))
+        self.at(300 * MILLISECOND, lambda: self._end_worker(worker))
+
+    def _give_way(self, worker: SimWorker) -> None:
+        if worker.alive and not worker.agent.frozen:
+            self._leave(worker, "ApplicationError", "connection closed by peer", collateral=True)
+
+    def _come_back(self, worker: SimWorker) -> None:
+        if worker.alive and worker.state == m.WARMING:
+            if self.random.random() < self.unfit:
+                worker.alive = False
+                self._leave(worker, "Retired", "a thread of the old world is left")
+            else:
+                self.returned.append(worker.worker)
+                worker.state = m.READY
+
     def _die(self, worker: SimWorker) -> None:
         worker.alive = False
         if worker.plan is not None and worker.generation:
@@ -447,13 +491,19 @@ class Cluster:
         collateral: bool = False,
         result: Mapping[str, Any] | None = None,
     ) -> None:
-        """The agent tells of a worker's end."""
+        """The agent tells of a worker's end, or of that of its world."""
+        lived = worker.alive
         worker.alive = False
         agent = worker.agent
         if not agent.alive:
             return
         agent.workers.pop(worker.worker, None)
-        left = m.Left(worker.worker, worker.generation, reason, message, collateral, result, None, 4_711)
+        again = None
+        if lived and worker.generation and worker.lives > 1 and (reason == "Regrouped" or collateral):
+            again = f"{worker.worker}+"
+            returning = agent.workers[again] = SimWorker(again, agent, lives=worker.lives - 1)
+            self.at(self.random.randint(20, 300) * MILLISECOND, lambda: self._come_back(returning))
+        left = m.Left(worker.worker, worker.generation, reason, message, collateral, result, None, 4_711, again)
 
         def arrive() -> None:
             self.known_gone.add(worker.worker)

@@ -19,7 +19,7 @@ from tests.engines.gang_world import Cluster, SimAgent, SimWorker
 SIZES = ((1, 2, 3), (1, 2, 4), (2, 3, 4), (3,), (2, 4))
 
 
-def history(seed: int) -> Cluster:
+def history(seed: int, *, live: bool) -> Cluster:
     """One history, until it has come to rest; asserts what must hold on the way and at the end."""
     chance = random.Random(seed)
     cluster = Cluster(
@@ -29,6 +29,8 @@ def history(seed: int) -> Cluster:
         exclusive=chance.random() < 0.5,
         loops_hear_regroup=chance.random() < 0.9,
         delay_ns=(1_000_000, chance.choice((5_000_000, 60_000_000))),
+        lives=chance.choice((2, 3, 16)) if live else 1,
+        unfit=0.2,
     )
     nodes = 0
     for _ in range(chance.randint(1, 4)):
@@ -65,6 +67,9 @@ def history(seed: int) -> Cluster:
             cluster.feed(cluster.gang.resize(chance.randint(1, 5), cluster.now_ns))
         elif fault == 11:
             cluster.new_coordinator(f"c{cluster.now_ns}-")
+        returning = [w for w in workers if w.alive and w.state == m.WARMING and w.worker.endswith("+")]
+        if returning and chance.random() < 0.3:
+            cluster.kill_worker(chance.choice(returning))
         stale(cluster)
     for agent in list(cluster.agents.values()):
         if agent.cut:
@@ -125,25 +130,35 @@ def at_rest(cluster: Cluster) -> None:
     assert running == {gang.generation}
 
 
+def all_come_to_rest(seeds: range, *, live: bool) -> list[Cluster]:
+    found = []
+    for seed in seeds:
+        try:
+            found.append(history(seed, live=live))
+        except Exception as error:
+            error.add_note(f"seed {seed}, live {live}")
+            raise
+    return found
+
+
 @pytest.mark.parametrize("seeds", [range(start, start + 8) for start in range(0, 24, 8)], ids=str)
 def test_every_history_comes_to_rest(seeds: range) -> None:
     """Once faults stop, a gang trains at the largest size that has room, waits for more workers, or has ended with a
     reason; and nothing on the way was ever wrong."""
-    for seed in seeds:
-        try:
-            history(seed)
-        except Exception as error:
-            error.add_note(f"seed {seed}")
-            raise
+    all_come_to_rest(seeds, live=False)
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(40, 70, 10)], ids=str)
+def test_every_history_comes_to_rest_where_workers_come_back(seeds: range) -> None:
+    """The same where processes go on from world to world, fail their self-test or die on the way; and no slot ever has a
+    process more than it has ranks."""
+    assert any(cluster.returned for cluster in all_come_to_rest(seeds, live=True))
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_thousands_of_histories_come_to_rest() -> None:
+@pytest.mark.parametrize("live", [False, True])
+def test_thousands_of_histories_come_to_rest(live: bool) -> None:
     """The same over many more."""
     for seed in range(1_000, 4_000):
-        try:
-            history(seed)
-        except Exception as error:
-            error.add_note(f"seed {seed}")
-            raise
+        all_come_to_rest(range(seed, seed + 1), live=live)

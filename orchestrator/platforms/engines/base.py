@@ -73,6 +73,9 @@ class RunRequest:
     that cannot do it run a gang of `workers` and end at the first loss."""
     engine: str = ""
     """The engine of this name is to run it, on a host that has several; empty: one that does what is asked."""
+    live: bool = False
+    """Worker processes go on from one world of an elastic attempt to the next instead of making room for standbys. For
+    engines that have worlds."""
     size: int = 0
     """The number of workers that is wished for when the attempt begins (see `WishBoard.size`); 0: `workers`."""
     global_batch: int | None = None

@@ -48,6 +48,11 @@ DUMP_SECONDS = 2.0
 """For the stacks of a worker to be written. The handler runs in whatever thread takes the signal; it needs no Python."""
 STATUS_SECONDS = 1.0
 """From the end of a worker's line to the word of how its process ended, before it is killed."""
+CUT_SECONDS = 1.0, 4.0
+"""For a member that was cut off from its peers to leave its world: twice the time of a step, for a rank that computes does
+not look, but within these. It hears of the cut in milliseconds where it waits for others."""
+RETURN_SECONDS = 10.0
+"""From the end of a member's world until it is ready for another."""
 MEMORY_LOOK_SECONDS = 1.0
 STARVED_LOOK_SECONDS = 0.5
 """Between two looks at how long workers waited for a processor; far below the shortest time after which one hangs."""
@@ -232,6 +237,8 @@ class Agent:
             if worker.dump is not None:
                 self._look_at_dump(worker, worker.dump, now_ns)
             if worker.leave_by_ns is not None and now_ns >= worker.leave_by_ns and worker.process is not None:
+                if worker.late is not None:
+                    worker.doom = worker.doom or worker.late
                 worker.process.kill()
             self._relay(worker)
         for worker in self._departed:
@@ -254,7 +261,7 @@ class Agent:
     def _beat(self) -> None:
         self._changed = False
         now_ns = self._clock.monotonic_ns()
-        beats = [worker.beat(now_ns) for worker in self._workers.values() if worker.farewell is None]
+        beats = [worker.beat(now_ns) for worker in self._workers.values() if worker.known]
         self._uplink.send({"kind": "beat", "workers": beats})
 
     def _relay(self, worker: Worker) -> None:
@@ -313,7 +320,9 @@ class Agent:
             case "abort":
                 self._aborted = max(self._aborted, message["generation"])
                 for member in self._workers.values():
-                    if 0 < member.generation <= self._aborted:
+                    if 0 < member.generation <= self._aborted and message.get("live"):
+                        self._cut_off(member, message["why"])
+                    elif 0 < member.generation <= self._aborted:
                         member.end(message["why"])
             case "kill":
                 if (worker := self._workers.get(message["worker"])) is not None:
@@ -352,7 +361,8 @@ class Agent:
         upbringing = Upbringing(message["loop"].partition(":")[0], message["threads"], dict(message["env"]))
         given = {key: message[key] for key in ("loop", "assignment", "env", "threads")}
         others_train = any(other.generation for other in self._workers.values())
-        worker.line.send({"kind": "begin", **given, "behind": others_train})
+        lives = message.get("lives", 1)
+        worker.line.send({"kind": "begin", **given, "behind": others_train, "lives": lives})
         self._births.begin(name, upbringing, theirs.detach(), os.dup(worker.stacks))
 
     def _plan(self, message: Mapping[str, Any]) -> None:
@@ -400,7 +410,7 @@ class Agent:
 
     def _answer_tickets(self, now_ns: int) -> None:
         """An inventory is taken when no member that was ended can go on writing over what is told."""
-        dying = any(worker.doom is not None and worker.generation for worker in self._workers.values())
+        dying = any(worker.dying for worker in self._workers.values())
         patient_ns = now_ns - round(SETTLE_SECONDS * NANOSECONDS_PER_SECOND)
         for ticket, since_ns in list(self._tickets):
             if not dying or since_ns <= patient_ns:
@@ -419,9 +429,12 @@ class Agent:
             case "state":
                 if message["state"] == READY and not worker.generation:
                     worker.state = READY
+                    worker.leave_by_ns = worker.late = None
                     self._changed = True
             case "progress":
                 if message["step"] is not None:
+                    if worker.step is not None:
+                        worker.pace_ns = message["at_ns"] - worker.step_at_ns
                     worker.step, worker.step_at_ns = message["step"], message["at_ns"]
                     worker.advances()
                 if message.get("own_ns") is not None:
@@ -430,11 +443,36 @@ class Agent:
                     worker.state = RUNNING
                     self._changed = True
             case "left":
-                worker.leaves({key: message.get(key) for key in ("reason", "message", "collateral", "result")})
+                told = {key: message.get(key) for key in ("reason", "message", "collateral", "result")}
                 self._changed = True
+                if message.get("again") and worker.doom is None and worker.process is not None:
+                    self._comes_back(worker, told)
+                    return
+                worker.leaves(told)
                 self._leave_within(worker, LEAVE_SECONDS)
                 if not self._config.gpus:
                     self._told_left(worker, None)
+
+    def _cut_off(self, worker: Worker, why: str) -> None:
+        """End its world for it; it is killed if it does not come out of it soon."""
+        if worker.doom is None and worker.told is None and worker.late is None:
+            worker.late = why
+            worker.line.send({"kind": "cut", "generation": worker.generation})
+            least, most = CUT_SECONDS
+            self._leave_within(worker, min(most, max(least, 2 * worker.pace_ns / NANOSECONDS_PER_SECOND)))
+
+    def _comes_back(self, worker: Worker, told: Mapping[str, Any]) -> None:
+        """Its process goes on as a standby, of another name, after what it said as a member was told."""
+        now_ns = self._clock.monotonic_ns()
+        if worker.dump is not None:
+            self._tell_stacks(worker, worker.dump, "it has left its world")
+        after = worker.comes_back(told, now_ns + round(RETURN_SECONDS * NANOSECONDS_PER_SECOND))
+        after.line.hand_over(lambda said: self._said(after, said), lambda: self._line_closed(after))
+        del self._workers[worker.worker]
+        self._workers[after.worker] = after
+        self._departed.append(worker)
+        self._told_left(worker, None, again=after.worker)
+        self._answer_tickets(now_ns)
 
     def _line_closed(self, worker: Worker) -> None:
         if worker.process is not None:
@@ -463,6 +501,7 @@ class Agent:
         if worker is None:
             return
         worker.line.read_rest()
+        worker = self._workers[process.worker]  # in its last words it may have become another
         if worker.told is None:
             worker.leaves(self._unsaid(worker, process, status))
         if worker.farewell is None:
@@ -491,7 +530,7 @@ class Agent:
                 worker.outbox.add({"kind": "log", "rank": rank, "lines": lines, "at_ns": self._clock.now_ns()})
         return {"reason": reason, "message": message, "collateral": False, "result": None}
 
-    def _told_left(self, worker: Worker, status: int | None) -> None:
+    def _told_left(self, worker: Worker, status: int | None, again: str | None = None) -> None:
         assert worker.told is not None
         pid = None if worker.process is None else worker.process.pid
         worker.farewell = {
@@ -501,6 +540,7 @@ class Agent:
             **worker.told,
             "exit": status,
             "pid": pid,
+            "again": again,
         }
         self._relay(worker)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 SUCCEEDED = frozenset(("Completed", "EarlyStopped", "Stopped"))
 REGROUPED = "Regrouped"
 WORKER_LOST = "WorkerLost"
+RETIRED = "Retired"
+"""A process that was to come back from a world and is not fit for another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
 """A worker process, and its line to the agent of its node.
 
-A worker lives for one generation at most: it warms up, says READY, waits for its plan, takes its place in the world that
-the plan names, calls the worker loop, tells how that ended, and exits. It is made by a fork of the template, or, where
-that cannot be, as a fresh process:
+A worker lives for one generation: it warms up, says READY, waits for its plan, takes its place in the world that the plan
+names, calls the worker loop, tells how that ended, and exits. It is made by a fork of the template, or, where that cannot
+be, as a fresh process:
 
     python -m orchestrator.platforms.engines.native.child AGENT_PID LINE_FD STACKS_FD
 
 A loop `package.module:function` may have `package.module:warm` beside it: `warm(assignment, env)` is called before READY,
 and what it returns is handed to the loop as its third argument.
+
+A process that was given several lives does not exit when its world has ended through no fault of its own (it regrouped, or
+lost its peers) if there is `package.module:recycle` too: `recycle(assignment, value)` takes down what is left of the world,
+tests that nothing is, and returns the next value for the loop. Then it says READY as another worker. When it raises, or when
+the loop fails in such a life before its first step, the process exits, and a fresh one takes its place.
 
 A worker whose agent is gone is killed by the kernel, and ends itself when its line closes: nobody is left to hear it.
 The process leads a session of its own, so that what the loop starts can be ended with it. Stacks of all threads are
@@ -21,6 +26,7 @@ import contextlib
 import faulthandler
 import gc
 import importlib
+import itertools
 import os
 import select
 import signal
@@ -35,14 +41,17 @@ from typing import Any
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, SystemClock
 from orchestrator.platforms.engines.base import Wishes
 from orchestrator.platforms.engines.native import lifeline
+from orchestrator.platforms.engines.native.causes import REGROUPED, RETIRED, WORKER_LOST
 from orchestrator.platforms.engines.native.memory import Memory
 from orchestrator.platforms.engines.native.messages import FORMING, READY, WARMING, Frames, ProtocolError, encode
 from orchestrator.platforms.engines.native.priority import behind
+from orchestrator.platforms.engines.native.severing import sever, sockets
 from orchestrator.platforms.engines.rank import classify, output_heard, prepare
 
 PULSE_SECONDS = 0.5
 """Between two signs of life of a worker that has nothing else to say. They show that threads of it run, not that it
 makes progress: that is what the steps are for."""
+OUT_OF_MEMORY = "OutOfMemory"
 CLOSE_SECONDS = 10.0
 MAX_KEPT_LINES = 20_000
 """Log lines kept while they cannot be sent; beyond it the oldest are let go, and their number is told."""
@@ -64,6 +73,11 @@ class AgentLink:
         self.rank = UNPLACED
         self.plan: Mapping[str, Any] | None = None
         self.memory: Memory | None = None
+        self.moved = False
+        """It has made progress in this life."""
+        self.cut = False
+        """The agent has cut it off from its peers."""
+        self._known: frozenset[str] = frozenset()
         self._line = line
         self._frames = frames
         self._clock = clock
@@ -94,6 +108,7 @@ class AgentLink:
 
     def progress(self, step: int | None) -> None:
         """This rank has finished `step`; None: it has none to tell of, but runs. The coordinator judges hangs by it."""
+        self.moved = True
         own_ns, self._own_ns = self._own_ns, None
         self._tell({"kind": "progress", "step": step, "at_ns": self._clock.monotonic_ns(), "own_ns": own_ns})
 
@@ -131,7 +146,21 @@ class AgentLink:
             return self._next_plan
 
     def take_place(self, plan: Mapping[str, Any], memory: Memory) -> None:
+        self._known = sockets()
         self.plan, self.rank, self.memory = plan, plan["rank"], memory
+
+    def leave_world(self, left: Mapping[str, Any]) -> None:
+        """The last word as a member; what follows is another worker's. Peers that wait for this rank are not kept waiting."""
+        if left["reason"] != REGROUPED:
+            sever(self._known)
+        if self.memory is not None:
+            self.memory.close()
+        with self._changed:
+            self._flush_lines()
+            self._queue.append({"kind": "left", **left, "again": True})
+            self.plan = self.memory = self._next_plan = None
+            self.rank, self.moved, self.cut = UNPLACED, False, False
+        self.tell_state(WARMING)
 
     def leave(self, left: Mapping[str, Any]) -> None:
         """The last word."""
@@ -221,6 +250,11 @@ class AgentLink:
                 self._wishes = Wishes(
                     message["checkpoint"], message["stop"], message["checkpoint_every_seconds"], message["regroup"]
                 )
+            case "cut":
+                plan = self.plan
+                if plan is not None and plan["generation"] <= message["generation"]:
+                    self.cut = True
+                    sever(self._known)
             case "plan":
                 with self._changed:
                     self._next_plan = self._next_plan or message
@@ -243,7 +277,8 @@ def main(parent: int, line_fd: int, stacks_fd: int) -> int:
     _draw_own_chance()
     link = AgentLink(line, frames, SystemClock(), _end_all)
     link.tell_state(WARMING)
-    left = _live(begin, link)
+    with output_heard(link.say):
+        left = Worker(begin, link).live()
     link.leave(left)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -251,43 +286,80 @@ def main(parent: int, line_fd: int, stacks_fd: int) -> int:
     return 0 if left["reason"] in ("Completed", "Stopped", "Regrouped", "EarlyStopped") else 1
 
 
-def _live(begin: Mapping[str, Any], link: AgentLink) -> Mapping[str, Any]:
-    """From the warm-up to the end of the loop; how it ended."""
-    with output_heard(link.say):
+class Worker:
+    """What a worker's process does between its first message and its last."""
+
+    def __init__(self, begin: Mapping[str, Any], link: AgentLink) -> None:
+        self._begin = begin
+        self._link = link
+        self._recycle: Callable[..., Any] | None = None
+        self._loop: Callable[..., Any] | None = None
+        self._value: tuple[Any, ...] = ()
+        self._ready = False
+        """In this life it has been ready."""
+
+    def live(self) -> Mapping[str, Any]:
+        """All its lives; how the last of them ended."""
+        for life in itertools.count(1):
+            left = self._told(life)
+            innocent = left["reason"] == REGROUPED or left["collateral"]
+            if life >= self._begin["lives"] or self._recycle is None or not (self._ready and innocent):
+                return left
+            self._link.leave_world(left)
+        raise AssertionError("unreachable: lives are counted without an end")
+
+    def _told(self, life: int) -> Mapping[str, Any]:
+        """From the warm-up, or what stands for it in later lives, to the end of the loop; how it ended."""
+        link = self._link
+        self._ready = False
         try:
-            value = _run(begin, link)
+            value = self._run(life)
         except BaseException as error:  # noqa: BLE001 - the worker's edge: told by name, whatever the user's code raises
             link.say("".join(traceback.format_exception(error)).splitlines())
             failed = classify(link.rank, error, 0)
-            return {
-                "reason": failed.reason,
-                "message": failed.message,
-                "collateral": failed.collateral,
-                "result": None,
-            }
-    if not isinstance(value, Mapping):
-        message = f"the worker loop {begin['loop']} returned {value!r}, not a mapping"
-        return {"reason": "ApplicationError", "message": message, "collateral": False, "result": None}
-    return {"reason": str(value.get("reason", "Completed")), "message": "", "collateral": False, "result": dict(value)}
+            reason, message, collateral = failed.reason, failed.message, failed.collateral or link.cut
+            if life > 1 and not self._ready:
+                reason, message = RETIRED, f"not fit for another world: {message}"
+            elif life > 1 and not link.moved and not collateral and reason != OUT_OF_MEMORY:
+                reason, message = (
+                    WORKER_LOST,
+                    f"its process had been in a world before and failed in this one: {message}",
+                )
+            return {"reason": reason, "message": message, "collateral": collateral, "result": None}
+        if not isinstance(value, Mapping):
+            message = f"the worker loop {self._begin['loop']} returned {value!r}, not a mapping"
+            return {"reason": "ApplicationError", "message": message, "collateral": False, "result": None}
+        reason = str(value.get("reason", "Completed"))
+        return {"reason": reason, "message": "", "collateral": False, "result": dict(value)}
 
+    def _run(self, life: int) -> Any:
+        link = self._link
+        if life == 1:
+            self._warm_up()
+        elif self._recycle is not None:
+            self._value = (self._recycle(self._begin["assignment"], *self._value),)
+        self._ready = True
+        link.tell_state(READY)
+        plan = dict(link.await_plan())
+        os.environ.update(place_variables(plan))  # noqa: TID251 - the edge of a worker's process
+        grant = plan.pop("memory")
+        link.take_place(plan, Memory(grant, SystemClock(), tell=link.send))
+        link.tell_state(FORMING)
+        assert self._loop is not None
+        return self._loop(placed(self._begin["assignment"], plan), link, *self._value)
 
-def _run(begin: Mapping[str, Any], link: AgentLink) -> Any:
-    assignment, env = begin["assignment"], begin["env"]
-    prepare({**assignment, "threads": begin["threads"]}, env)
-    module, _, function = begin["loop"].partition(":")
-    loaded = importlib.import_module(module)
-    loop, warm = getattr(loaded, function), getattr(loaded, "warm", None)
-    with behind(begin["behind"]):
-        value = () if warm is None else (warm(assignment, env),)
-        gc.collect()
-        gc.freeze()  # what is there now stays: later collections need not look at a million library objects
-    link.tell_state(READY)
-    plan = dict(link.await_plan())
-    os.environ.update(place_variables(plan))  # noqa: TID251 - the edge of a worker's process
-    grant = plan.pop("memory")
-    link.take_place(plan, Memory(grant, SystemClock(), tell=link.send))
-    link.tell_state(FORMING)
-    return loop(placed(assignment, plan), link, *value)
+    def _warm_up(self) -> None:
+        begin = self._begin
+        assignment, env = begin["assignment"], begin["env"]
+        prepare({**assignment, "threads": begin["threads"]}, env)
+        module, _, function = begin["loop"].partition(":")
+        loaded = importlib.import_module(module)
+        self._loop, warm = getattr(loaded, function), getattr(loaded, "warm", None)
+        self._recycle = getattr(loaded, "recycle", None)
+        with behind(begin["behind"]):
+            self._value = () if warm is None else (warm(assignment, env),)
+            gc.collect()
+            gc.freeze()  # what is there now stays: later collections need not look at a million library objects
 
 
 def placed(assignment: Mapping[str, Any], plan: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import causes, hangs, sources
 from orchestrator.platforms.engines.native.batches import OUT_OF_MEMORY, Batches
-from orchestrator.platforms.engines.native.causes import REGROUPED, SUCCEEDED, WORKER_LOST, Cause
+from orchestrator.platforms.engines.native.causes import REGROUPED, RETIRED, SUCCEEDED, WORKER_LOST, Cause
 from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
 from orchestrator.platforms.engines.native.hangs import HangWatch, Verdict
 from orchestrator.platforms.engines.native.messages import (
@@ -278,11 +278,13 @@ class Gang:
         worker = agent.workers.pop(left.worker, None)
         if worker is None:
             return
+        self.roster.comes_back(agent, left, self._now_ns)
         worker.pid = left.pid or worker.pid
         world = self.world
         member = None if world is None else world.member(left.worker)
         if world is None or member is None:
-            outcome = self.roster.standby_failed(agent, left, self._now_ns) if worker.standby else None
+            failed = worker.standby and left.reason != RETIRED
+            outcome = self.roster.standby_failed(agent, left, self._now_ns) if failed else None
             if outcome is not None and not self.generation:
                 self._end(outcome, grace_ns=0)
             return
@@ -374,7 +376,8 @@ class Gang:
             for worker in placed:
                 worker.doomed = True
             if placed:
-                self._tell(agent.agent, Abort(self.generation, why))
+                live = self.terms.live and self.state is not State.ENDING
+                self._tell(agent.agent, Abort(self.generation, why, live))
 
     def _decide(self) -> None:
         """Nothing runs any more, or will in a moment: look for the state to go on from."""
@@ -470,7 +473,7 @@ class Gang:
         going = [
             worker
             for worker in self.roster.workers()
-            if worker.generation and (self.terms.exclusive or self._memories.owes(worker.agent))
+            if worker.generation and (self._waits_for_all or self._memories.owes(worker.agent))
         ]
         if going and asked_ns < self.limits.leave_ns:
             return
@@ -665,6 +668,11 @@ class Gang:
 
     # --- small things ------------------------------------------------------------------------------------------------
 
+    @property
+    def _waits_for_all(self) -> bool:
+        """The next world needs the place of each member of the last one, or the member itself."""
+        return self.terms.exclusive or self.terms.live
+
     def _good_moment(self) -> bool:
         return self.sizing.good_moment(self._now_ns, first=self.generation == 0, chosen=self._regroup_told)
 
@@ -701,6 +709,9 @@ class Gang:
             agent = self.roster.agents[worker.agent]
             agent.suspect(self._now_ns + self.limits.suspect_ns)
             self.judgements.fault(agent.node, "Hung", self._now_ns)
+            if self.terms.live and not worker.doomed:  # it would not come back
+                worker.doomed = True
+                self._tell(agent.agent, Kill(worker.worker, "it does not answer"))
 
     def _tell_of_nodes(self) -> None:
         slots: dict[str, int] = {}

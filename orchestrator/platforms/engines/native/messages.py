@@ -121,7 +121,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A worker process is gone. `exit` is its exit status, negative for a signal."""
+    """A worker process is gone, or has left its world. `exit` is its exit status, negative for a signal."""
 
     worker: str
     generation: int
@@ -131,6 +131,8 @@ class Left:
     result: Mapping[str, Any] | None = None
     exit: int | None = None
     pid: int | None = None
+    again: str | None = None
+    """The process comes back as a standby of this name, once it has been looked after; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ def read(message: Mapping[str, Any]) -> FromAgent:
                     result=result,
                     exit=message.get("exit"),
                     pid=message.get("pid"),
+                    again=None if message.get("again") is None else _text(message, "again"),
                 )
             case "events":
                 return WorkerEvents(_text(message, "worker"), _number(message, "first"), tuple(message["events"]))
@@ -293,6 +296,8 @@ class Spawn:
     """Make a standby. The shell adds what all workers of an attempt share: loop, assignment, env, threads."""
 
     worker: str
+    lives: int = 1
+    """In how many worlds its process may have a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,10 +325,12 @@ class Regroup:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Kill every member of `generation` and of older ones."""
+    """End every member of `generation` and of older ones: kill it, or, when `live`, cut it off from the others so that it
+    leaves its world and comes back; who has not left in a moment is killed."""
 
     generation: int
     why: str
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,9 @@ class Worker:
     seen_ns: int = 0
     """When its agent last spoke of it."""
     doomed: bool = False
-    """We asked for its end."""
+    """We asked for its end, or for that of its world."""
+    returns: bool = False
+    """Its process was a member of an older world."""
 
     @property
     def standby(self) -> bool:
@@ -96,9 +98,18 @@ class AgentSeen:
         self.suspected_until_ns = [until for until in self.suspected_until_ns if until > now_ns]
         return max(0, self.slots - len(self.suspected_until_ns))
 
-    def room(self, ranks_per_worker: int, now_ns: int, *states: str) -> int:
-        """Workers that a world could have here, out of standbys in these states."""
-        return min(self.sound_slots(now_ns), len(self.standbys(*states)) // ranks_per_worker)
+    @property
+    def returning(self) -> list[Worker]:
+        """Processes on their way back from a world that has ended."""
+        return [worker for worker in self.standbys(WARMING) if worker.returns]
+
+    def room(self, ranks_per_worker: int, now_ns: int, *states: str, live: bool) -> int:
+        """Workers that a world could have here, out of standbys in these states and, where members come back (`live`), of
+        the members that run."""
+        found = len(self.standbys(*states))
+        if live:
+            found += sum(1 for worker in self.workers.values() if worker.generation and not worker.doomed)
+        return min(self.sound_slots(now_ns), found // ranks_per_worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +205,7 @@ def places(
     chosen: list[tuple[AgentSeen, list[Worker]]] = []
     free = workers
     for agent in agents:
-        count = min(free, agent.room(ranks_per_worker, now_ns, READY))
+        count = min(free, agent.room(ranks_per_worker, now_ns, READY, live=False))
         if count:
             chosen.append((agent, agent.standbys(READY)[: count * ranks_per_worker]))
             free -= count
@@ -236,6 +247,8 @@ class Roster:
     def __init__(self, terms: Terms, limits: Limits, judgements: Judgements, warnings: Warnings, prefix: str) -> None:
         self.agents: dict[str, AgentSeen] = {}
         self._ranks = terms.ranks_per_worker
+        self._lives = terms.lives
+        self._live = terms.live
         self._limits = limits
         self._judgements = judgements
         self._warnings = warnings
@@ -285,6 +298,12 @@ class Roster:
         agent.failed = 0
         self._failures.clear()
 
+    def comes_back(self, agent: AgentSeen, left: Left, now_ns: int) -> None:
+        """The process of a worker that left its world is a standby from now on, not ready yet."""
+        if left.again is not None:
+            worker = Worker(left.again, agent.agent, born_ns=now_ns, seen_ns=now_ns, pid=left.pid, returns=True)
+            agent.workers[worker.worker] = worker
+
     def standby_failed(self, agent: AgentSeen, left: Left, now_ns: int) -> Outcome | None:
         """One ended before it was used. The next on this agent comes after a pause; when none was ever ready anywhere and
         several have failed, there will be none: the attempt's outcome."""
@@ -314,14 +333,23 @@ class Roster:
     def room(self, now_ns: int, *states: str, without: str = "") -> int:
         """Workers that a world could have, out of standbys in these states; `without` one node."""
         agents = [agent for agent in self.usable(now_ns) if agent.node != without]
-        return sum(agent.room(self._ranks, now_ns, *states) for agent in agents)
+        return sum(agent.room(self._ranks, now_ns, *states, live=self._live) for agent in agents)
+
+    def returning(self, now_ns: int) -> bool:
+        """Whether processes that can be of use are on their way back from a world, and not late."""
+        return any(
+            now_ns - worker.born_ns < self._limits.return_ns
+            for agent in self.usable(now_ns)
+            for worker in agent.returning
+        )
 
     def going_slots(self, now_ns: int) -> int:
         """Slots on nodes that are being left."""
         return sum(agent.slots for agent in self.agents.values() if self._warnings.leaving((agent.node,), now_ns))
 
     def fill(self, now_ns: int) -> list[Tell]:
-        """Spawn what is missing of one standby a rank of every usable slot, and end those that take too long."""
+        """Spawn what is missing of one standby a rank of every usable slot, and end those that take too long. Where members
+        come back, a slot has one process in all."""
         tells = []
         for agent in self.usable(now_ns):
             for worker in agent.standbys(WARMING):
@@ -330,11 +358,14 @@ class Roster:
                     tells.append(Tell(agent.agent, Kill(worker.worker, "it did not become ready")))
             if now_ns < agent.spawn_after_ns:
                 continue
-            for _ in range(agent.slots * self._ranks - len(agent.standbys(WARMING, READY))):
+            there = list(agent.workers.values()) if self._live else agent.standbys(WARMING, READY)
+            for _ in range(agent.slots * self._ranks - len(there)):
                 self._spawned += 1
                 worker = Worker(f"{self._prefix}{self._spawned}", agent.agent, born_ns=now_ns, seen_ns=now_ns)
                 agent.workers[worker.worker] = worker
-                tells.append(Tell(agent.agent, Spawn(worker.worker)))
+                # Unlike lives, so that not all of a gang end in the same transition.
+                lives = self._lives - self._spawned % max(1, self._lives // 2)
+                tells.append(Tell(agent.agent, Spawn(worker.worker, lives)))
         return tells
 
     def end_older(self, generation: int) -> list[Tell]:

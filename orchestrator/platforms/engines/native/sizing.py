@@ -76,7 +76,11 @@ class Sizing:
             return False
         if self._fits_since_ns is None:
             self._fits_since_ns = now_ns
-        if size == self.goal or chosen:
+        if size == self.goal:
+            return True
+        if self._terms.live and not first:  # a fresh process takes seconds, and joins when it is ready
+            return not self._roster.returning(now_ns)
+        if chosen:
             return True
         waited_ns = now_ns - self._fits_since_ns
         if first:

@@ -19,6 +19,9 @@ from orchestrator.policy.stragglers import Leaving, Straggler
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
+LIVES = 16
+"""Worlds of one process where processes come back. Memory of 20 such lives was flat after the sixth; what nobody has seen
+grow is not trusted for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,19 @@ class Terms:
     capacity: CapacityType = CapacityType.ON_DEMAND
     observed: Mapping[CapacityType, Observed] = field(default_factory=dict)
     """These five as in `RunRequest`."""
+    lives: int = 1
+    """In how many worlds a process may have a place. More than one: it comes back after each, and a slot keeps no standby
+    beside it."""
+
+    @property
+    def live(self) -> bool:
+        """Processes come back from a world that has ended."""
+        return self.lives > 1
 
     @classmethod
     def of(cls, request: RunRequest) -> Terms:
         sizes = request.sizes if request.elastic else (request.workers,)
+        lives = LIVES if request.live and request.elastic else 1
         return cls(
             sizes,
             request.ranks_per_worker,
@@ -52,6 +64,7 @@ class Terms:
             request.out_of_memory,
             request.capacity,
             request.observed,
+            lives,
         )
 
     def fit(self, target: int, room: int) -> int | None:
@@ -100,6 +113,9 @@ class Limits:
     warm_ns: int = SECOND
     """For standbys that are still warming up when a larger world could be had with them: about what another transition
     would cost."""
+    return_ns: int = 5 * SECOND
+    """For members that come back from a world that has ended to be ready again: their teardown and self-test take some
+    tenths of a second. A world is planned without one that is slower."""
     standby_ns: int = 300 * SECOND
     """For a standby to be ready."""
     start_ns: int = 180 * SECOND

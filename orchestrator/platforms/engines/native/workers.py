@@ -12,7 +12,7 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import median_low
 from typing import Any
@@ -50,6 +50,10 @@ class Line:
     def send(self, message: Mapping[str, Any]) -> None:
         self._out += encode(message)
         self._flush()
+
+    def hand_over(self, on_message: Callable[[Mapping[str, Any]], None], on_closed: Callable[[], None]) -> None:
+        """From the next message on these hear what comes."""
+        self._on_message, self._on_closed = on_message, on_closed
 
     def read_rest(self) -> None:
         """All that the other side wrote before it ended."""
@@ -209,9 +213,53 @@ class Worker:
     """Why we ended it."""
     leave_by_ns: int | None = None
     """A process that should be gone by then is killed."""
+    late: str | None = None
+    """What to say of it when it is killed for not having left in time."""
+    pace_ns: int = 0
+    """From its last step but one to its last."""
+    before: Worker | None = None
+    """The member that its process was until its world ended; nothing is told of this one before that was."""
     dump: Dump | None = None
     dumped: int = 0
     """Bytes of the stacks file that were told."""
+
+    @property
+    def known(self) -> bool:
+        """The coordinator may hear of it."""
+        if self.before is not None and self.before.farewell_sent:
+            self.before = None
+        return self.farewell is None and self.before is None
+
+    @property
+    def dying(self) -> bool:
+        """A member that was told to end, and may not have yet."""
+        return self.generation > 0 and self.told is None and (self.doom is not None or self.late is not None)
+
+    def comes_back(self, told: Mapping[str, Any], leave_by_ns: int) -> Worker:
+        """It has left its world and its process goes on: as the worker that is returned."""
+        self.leaves(told)
+        root, _, lives = self.worker.partition("+")
+        after = replace(
+            self,
+            worker=f"{root}+{int(lives or 0) + 1}",
+            state=WARMING,
+            generation=0,
+            rank=None,
+            world_size=None,
+            step=None,
+            step_at_ns=0,
+            outbox=Outbox(),
+            told=None,
+            leave_by_ns=leave_by_ns,
+            late="it did not become fit for another world in time",
+            pace_ns=0,
+            own_ns=deque(maxlen=SMOOTHED_STEPS),
+            before=self,
+            dump=None,
+        )
+        if self.process is not None:
+            self.process.worker = after.worker
+        return after
 
     def beat(self, now_ns: int) -> dict[str, Any]:
         return {
