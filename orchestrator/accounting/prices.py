@@ -48,6 +48,8 @@ class PriceBook:
     local: str | None
     billing: Billing
     offers: tuple[Offer, ...]
+    local_capacity_type: CapacityType = CapacityType.ON_DEMAND
+    """How a worker on this machine is taken to be rented. No price file says so; a played market does."""
 
     def to_document(self) -> dict[str, Any]:
         """The book as the API and the command line show it; an unknown price is null."""
@@ -78,7 +80,7 @@ class PriceBook:
 
     def local_offering(self) -> Offering:
         """What one worker on this machine is priced as; of unknown price when the file does not say."""
-        return self.offering(self.local or "local", CapacityType.ON_DEMAND)
+        return self.offering(self.local or "local", self.local_capacity_type)
 
     def offering(self, instance_type: str, capacity_type: CapacityType) -> Offering:
         """The cheapest offer of this kind over the zones; of unknown price, with the reason, when there is none."""

@@ -28,6 +28,7 @@ from orchestrator.controller.hosts import LocalHost, Room
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.controller.journal.sqlite import SqliteJournal
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock
+from orchestrator.domain.offerings import CapacityType
 from orchestrator.lifecycle import Phase
 from orchestrator.platforms.engines.base import WORKER_LOOP, Engine, Events, Listener, Outcome, RunRequest, WishBoard
 from orchestrator.platforms.engines.native import NativeEngine
@@ -263,7 +264,11 @@ def play(
 
     host = LocalHost(engine, clock, room)
     journal = SqliteJournal(home.journal_file)
-    prices = replace(load_prices(None), billing=Billing(granularity_seconds=1, minimum_seconds=0))
+    prices = replace(
+        load_prices(None),
+        billing=Billing(granularity_seconds=1, minimum_seconds=0),
+        local_capacity_type=CapacityType.SPOT,
+    )
     controller = Controller(journal, host, clock, prices, home, engine="native", worker_loop=worker_loop)
     controller.start()
     with closing(controller):

@@ -37,6 +37,7 @@ def test_a_job_moves_to_the_machine_that_stays(tmp_path: Path) -> None:
     assert [machine.gone is not None for machine in replayed.machines] == [True, False], said
     assert [why for *_, why in transitions(replayed)] == ["Notice"], said
     assert replayed.record.state.step > 10
+    assert replayed.record.progress["capacity_type"] == "spot"  # checkpoints come as often as the market asks for
     assert replayed.record.progress.get("steps_redone", 0) == 0
     held = sum(replayed.seconds_of(category) for category in Category)
     assert held == pytest.approx(replayed.delivered_seconds, abs=3.0)
