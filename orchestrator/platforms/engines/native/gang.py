@@ -646,7 +646,6 @@ class Gang:
         size = self._adopted.get(self.generation, 0)
         members = self.roster.running(self.generation, size) if size else None
         if members is not None:
-            self._end_older()
             self.world = World(self.generation, members, frozenset(), self._now_ns)
             self._before = members
             self._adopting = False
@@ -658,13 +657,6 @@ class Gang:
             if self.generation:  # the coordinator before may have planned one of which no agent has heard
                 self.generation += 1
             self._enter(State.WAITING)
-
-    def _end_older(self) -> None:
-        """End what came back of worlds before this one: an agent that was cut off did not hear that they were over."""
-        for worker in self.roster.workers():
-            if 0 < worker.generation < self.generation and not worker.doomed:
-                worker.doomed = True
-                self._tell(worker.agent, Kill(worker.worker, "its world is over"))
 
     # --- small things ------------------------------------------------------------------------------------------------
 
