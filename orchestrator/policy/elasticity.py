@@ -28,6 +28,7 @@ from typing import Any
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.policy.durations import Durations, seconds
+from orchestrator.policy.handover import custom
 from orchestrator.policy.hangs import HangLimit, Pause
 from orchestrator.policy.hazard import Observed
 from orchestrator.policy.quarantine import Quarantine
@@ -36,8 +37,6 @@ from orchestrator.policy.stragglers import Leaving, Straggler, Stragglers, leavi
 
 PUBLISH_PRIOR = (0.1, 2.0)
 """Mean and high percentile in seconds of writing one rank's shard to memory, until measured."""
-MARGIN_SECONDS = 5.0
-"""Between a node's last use and its deadline: clocks that differ, a cloud that is early."""
 STEPS_REMEMBERED = 32
 UNANNOUNCED_SECONDS = 300.0
 """Without a step, for a loop that never announced a pause."""
@@ -64,7 +63,6 @@ class Elasticity:
         by_workers: bool = True,
         observed: Mapping[CapacityType, Observed] | None = None,
         capacity_of: Callable[[str], CapacityType] = lambda node: CapacityType.ON_DEMAND,
-        margin_seconds: float = MARGIN_SECONDS,
     ) -> None:
         """`allowed`: numbers of workers. `capacity_of`: how a node is rented. `by_workers`: see `Speed`."""
         self.sense = ResizeSense(allowed, by_workers=by_workers, observed=observed)
@@ -76,7 +74,6 @@ class Elasticity:
         self._publishing = Durations(*PUBLISH_PRIOR)
         self._ranks_per_worker = ranks_per_worker
         self._capacity_of = capacity_of
-        self._margin = margin_seconds
         self._workers = 0
         self._nodes: frozenset[str] = frozenset()
         self._slots: dict[str, int] = {}
@@ -237,13 +234,14 @@ class Elasticity:
             self._decisions.append(Decision("Quarantine", self.reasons["quarantine"]))
         return judged
 
-    def lead_ns(self) -> int:
-        """How long before its deadline a node is left."""
+    def lead_ns(self, source: str) -> int:
+        """How long before its deadline a node is left, of which `source` told. The margin is the source's own."""
         publishing, forming = self._publishing.span.p99, self.sense.joining.p99
-        lead = publishing + forming + self._margin
+        margin = custom(source).margin
+        lead = publishing + forming + margin
         self.reasons["hand-over"] = (
-            f"nodes are left {seconds(lead)} before their deadline: up to {seconds(publishing)} to publish, "
-            f"{seconds(forming)} for the next world to read it, {seconds(self._margin)} to spare"
+            f"nodes are left {seconds(lead)} before the deadline that {source} told: up to {seconds(publishing)} to publish, "
+            f"{seconds(forming)} for the next world to read it, {seconds(margin)} to spare"
         )
         return round(lead * NANOSECONDS_PER_SECOND)
 

@@ -126,23 +126,23 @@ def deadline_ns(notice: Notice, standing: Standing) -> int:
     """When the node is taken to be gone: as told, else after its source's usual time."""
     if notice.deadline_ns is not None:
         return notice.deadline_ns
-    lead = custom(notice).lead
-    if standing.kubernetes_grace_seconds is not None and _word(notice) == "kubernetes":
+    lead = custom(notice.source).lead
+    if standing.kubernetes_grace_seconds is not None and _word(notice.source) == "kubernetes":
         lead = standing.kubernetes_grace_seconds
     return notice.received_ns + round(lead * NANOSECONDS_PER_SECOND)
 
 
-def custom(notice: Notice) -> Custom:
-    """What the notice's source usually leaves."""
-    return CUSTOMS.get(_word(notice), OTHER)
+def custom(source: str) -> Custom:
+    """What a source of notices usually leaves."""
+    return CUSTOMS.get(_word(source), OTHER)
 
 
-def _word(notice: Notice) -> str:
-    return notice.source.partition("-")[0]
+def _word(source: str) -> str:
+    return source.partition("-")[0]
 
 
 def _needs(notice: Notice, standing: Standing) -> float:
-    return standing.publishing.p99 + standing.transition.p99 + custom(notice).margin
+    return standing.publishing.p99 + standing.transition.p99 + custom(notice.source).margin
 
 
 def _cheaper_together(gap_seconds: float, notice: Notice, standing: Standing) -> bool:
@@ -185,7 +185,7 @@ def _told(
 
     late = (now_ns - safe[first.node]) / NANOSECONDS_PER_SECOND
     when = f"in {away(at_ns)}" if at_ns > now_ns else "now"
-    said = "its deadline" if first.deadline_ns is not None else f"the usual end after a notice of {_word(first)}"
+    said = "its deadline" if first.deadline_ns is not None else f"the usual end after a notice of {_word(first.source)}"
     parts = [f"leave {_names(leaving)} {when}"]
     if standing.transition_now:
         parts.append("a transition happens anyway")
@@ -194,7 +194,7 @@ def _told(
     else:
         parts.append(
             f"{said} on {first.node} is {away(deadline_ns(first, standing))} away, and leaving takes up to "
-            f"{seconds(standing.publishing.p99 + standing.transition.p99)}, with {seconds(custom(first).margin)} to spare"
+            f"{seconds(standing.publishing.p99 + standing.transition.p99)}, with {seconds(custom(first.source).margin)} to spare"
         )
         if late > 0:
             parts.append(f"that is {seconds(late)} later than is safe")

@@ -112,7 +112,7 @@ class Cluster:
         self.judgements = Judgements(
             hang_limit_ns=lambda: hang_ns,
             grow_to=AfterHysteresis(500 * MILLISECOND),
-            lead_ns=lambda: lead_ns,
+            lead_ns=lambda source: lead_ns,
         )
         self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch, lives=lives)
         if judge is not None:

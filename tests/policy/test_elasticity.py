@@ -129,11 +129,12 @@ def test_standbys_that_warm_are_waited_for() -> None:
 def test_how_long_before_a_deadline_a_node_is_left_is_learned() -> None:
     """From a cautious prior to what publishing and joining took, and the margin."""
     played = Played()
-    before = played.policy.lead_ns()
+    before = played.policy.lead_ns("aws-instance-action")
     for _ in range(10):
         played.tell("replication", every=1, bytes=10, seconds=0.02)
         played.policy.sense.joined(0.4)
-    assert 5 * SECOND < played.policy.lead_ns() < 6 * SECOND < before
+    assert 5 * SECOND < played.policy.lead_ns("aws-instance-action") < 6 * SECOND < before
+    assert 15 * SECOND < played.policy.lead_ns("azure-scheduled-events") < 16 * SECOND
     assert "5 s to spare" in played.policy.reasons["hand-over"]
 
 
@@ -225,10 +226,10 @@ def test_nodes_that_are_left_or_put_away_are_decisions_with_their_figures() -> N
     played = Played()
     played.world("a", "b")
     played.policy.nodes({"a": 1, "b": 1}, 2)
-    played.policy.lead_ns()
+    played.policy.lead_ns("gcp-preempted")
     played.lost("Notice")
     (left,) = played.policy.decisions()
-    assert (left.word, "before their deadline" in left.because) == ("LeaveNode", True)
+    assert (left.word, "before the deadline that gcp-preempted told" in left.because) == ("LeaveNode", True)
     for _ in range(3):
         played.policy.fault("b", "WorkerLost", played.now_ns)
     (put_away,) = played.policy.decisions()

@@ -2,7 +2,7 @@
 
 Ours, three lines: spot whenever it is offered; nothing while the slack is above a reserve of `starts` pairs of restart
 overheads; on-demand machines below it, and back to spot as soon as it is offered. Waiting first is close to best, because slack that
-is kept unused buys nothing; the reserve pays for the changes to and fro that remain.
+is kept unused buys nothing; the reserve pays for the changes back and forth that remain.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def _no_limit() -> int | None:
     return None
 
 
-def _lead() -> int:
+def _lead(source: str) -> int:
     return 5 * SECOND
 
 
@@ -191,8 +191,8 @@ class Judgements:
     grow_to: Callable[[int, int, int], int] = field(default_factory=AfterHysteresis)
     """(now_ns, present, possible) in workers: how many there should be; `present` for no change. Asked often while a larger
     world could be had."""
-    lead_ns: Callable[[], int] = _lead
-    """How long before a notice's deadline its node is left: p99 of a publish, the forming that reads from it, a margin."""
+    lead_ns: Callable[[str], int] = _lead
+    """(source): how long before the deadline of its notice a node is left: p99 of a publish, the forming that reads from it, a margin."""
     usable: Callable[[str, int], bool] = _usable
     """(node, now_ns): False while a node is in quarantine."""
     fault: Callable[[str, str, int], None] = _let_be

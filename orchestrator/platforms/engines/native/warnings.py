@@ -89,8 +89,7 @@ class Warnings:
     def due_ns(self, nodes: Iterable[str]) -> int:
         """When the first of these nodes must be left. Every one must have a notice."""
         nodes = frozenset(nodes)
-        lead = self._judgements.lead_ns()
-        return min(self._due(one, lead) for (_, node), one in self._standing.items() if node in nodes)
+        return min(self._due(source, one) for (source, node), one in self._standing.items() if node in nodes)
 
     def sentence(self, nodes: Iterable[str]) -> str:
         """What was announced."""
@@ -98,7 +97,7 @@ class Warnings:
         told = {f"{one.kind} (told by {source})" for (source, node), one in self._standing.items() if node in nodes}
         return ", ".join(sorted(told))
 
-    def _due(self, one: _Warning, lead_ns: int) -> int:
+    def _due(self, source: str, one: _Warning) -> int:
         if one.deadline_ns is None:
             return one.seen_ns + self._limits.coalesce_ns
-        return one.deadline_ns - lead_ns
+        return one.deadline_ns - self._judgements.lead_ns(source)
