@@ -7,7 +7,6 @@ I/O. The simulator and the controller call the same functions."""
 from orchestrator.policy.cadence import Plan, SaveCost, checkpoint_interval, slowdown_seconds
 from orchestrator.policy.durations import Durations, Span
 from orchestrator.policy.elasticity import Elasticity
-from orchestrator.policy.handover import Handover, Standing, hand_over, safe_until_ns
 from orchestrator.policy.hangs import HangLimit, Pause
 from orchestrator.policy.hazard import Hazard, Observed, exposure_hours, hazard
 from orchestrator.policy.memory_pressure import OutOfMemory, Relief, relieve
@@ -22,7 +21,6 @@ __all__ = [
     "Durations",
     "Elasticity",
     "Fault",
-    "Handover",
     "HangLimit",
     "Hazard",
     "Judged",
@@ -39,7 +37,6 @@ __all__ = [
     "Situation",
     "Span",
     "Speed",
-    "Standing",
     "Straggler",
     "Stragglers",
     "Verdict",
@@ -47,11 +44,9 @@ __all__ = [
     "checkpoint_interval",
     "decide",
     "exposure_hours",
-    "hand_over",
     "hazard",
     "leaving",
     "relieve",
     "replicate_every",
-    "safe_until_ns",
     "slowdown_seconds",
 ]

@@ -26,9 +26,10 @@ from statistics import median
 from typing import Any
 
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
+from orchestrator.domain.notices import Notice
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.policy.durations import Durations, seconds
-from orchestrator.policy.handover import custom
+from orchestrator.policy.handover import custom, leave_at_ns
 from orchestrator.policy.hangs import HangLimit, Pause
 from orchestrator.policy.hazard import Observed
 from orchestrator.policy.quarantine import Quarantine
@@ -234,16 +235,16 @@ class Elasticity:
             self._decisions.append(Decision("Quarantine", self.reasons["quarantine"]))
         return judged
 
-    def lead_ns(self, source: str) -> int:
-        """How long before its deadline a node is left, of which `source` told. The margin is the source's own."""
+    def leave_at_ns(self, notice: Notice) -> int:
+        """When the node of a notice is left, by the notice's clock."""
         publishing, forming = self._publishing.span.p99, self.sense.joining.p99
-        margin = custom(source).margin
-        lead = publishing + forming + margin
+        margin = custom(notice.source).margin
+        told = "the deadline that" if notice.deadline_ns is not None else "the usual end after a notice of what"
         self.reasons["hand-over"] = (
-            f"nodes are left {seconds(lead)} before the deadline that {source} told: up to {seconds(publishing)} to publish, "
-            f"{seconds(forming)} for the next world to read it, {seconds(margin)} to spare"
+            f"nodes are left {seconds(publishing + forming + margin)} before {told} {notice.source} told: up to "
+            f"{seconds(publishing)} to publish, {seconds(forming)} for the next world to read it, {seconds(margin)} to spare"
         )
-        return round(lead * NANOSECONDS_PER_SECOND)
+        return leave_at_ns(notice, publishing + forming)
 
     def usable(self, node: str, now_ns: int) -> bool:
         """Whether workers may be placed on the node."""

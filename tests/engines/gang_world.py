@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import messages as m
 from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
@@ -112,7 +113,7 @@ class Cluster:
         self.judgements = Judgements(
             hang_limit_ns=lambda: hang_ns,
             grow_to=AfterHysteresis(500 * MILLISECOND),
-            lead_ns=lambda source: lead_ns,
+            leave_at_ns=lambda notice: (notice.deadline_ns or notice.received_ns) - lead_ns,
         )
         self.terms = Terms(sizes, ranks_per_worker, elastic, exclusive, global_batch, lives=lives)
         if judge is not None:
@@ -245,7 +246,7 @@ class Cluster:
 
         def arrive() -> None:
             self.warned.add(agent.node)
-            self.feed(self.gang.noticed("aws", agent.node, kind, True, deadline, self.now_ns))
+            self.feed(self.gang.noticed("aws", agent.node, NoticeKind(kind), deadline, self.now_ns))
 
         agent.notice = arrive
         self._up(agent, arrive)

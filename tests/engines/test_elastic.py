@@ -32,7 +32,7 @@ class Job:
         judgements = Judgements(
             hang_limit_ns=lambda: 3 * SECOND,
             grow_to=AfterHysteresis(200 * MILLISECOND),
-            lead_ns=lambda source: 2 * SECOND,
+            leave_at_ns=lambda notice: (notice.deadline_ns or notice.received_ns) - 2 * SECOND,
         )
         if slow_rank is not None:
             judgements = Judgements.learned(Terms((1, 2, 3, 4)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.domain.notices import NoticeKind
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.platforms.engines.native import messages as m
 from orchestrator.platforms.engines.native.commands import Tell
@@ -165,12 +166,33 @@ def test_a_notice_that_is_withdrawn_changes_nothing() -> None:
     cluster.until(lambda: cluster.steady(3))
 
 
+def test_advice_is_followed_when_another_node_can_take_the_place() -> None:
+    """A node that may be taken is left at the next step for one that is ready, with nothing redone, and is no capacity until
+    the advice is withdrawn."""
+    cluster = Cluster((2,))
+    cluster.start_all("ab")
+    cluster.until(lambda: cluster.steady(2))
+    cluster.feed(cluster.gang.noticed("aws", "a", NoticeKind.REBALANCE, None, cluster.now_ns))
+    cluster.run(3)
+    assert cluster.gang.generation == 1
+    cluster.start("c")
+    cluster.until(lambda: cluster.gang.generation == 2 and cluster.steady(2))
+    assert cluster.gang.world is not None
+    assert cluster.gang.world.nodes == {"b", "c"}
+    assert lost(cluster) == ["Notice"]
+    cluster.kill_node(agent_of(cluster, "c"))
+    cluster.run(5)
+    assert not cluster.steady(2)
+    cluster.feed(cluster.gang.withdrawn("aws", "a", cluster.now_ns))
+    cluster.until(lambda: cluster.steady(2))
+
+
 def test_advice_and_far_deadlines_change_nothing_yet() -> None:
-    """A rebalance recommendation, and maintenance of next week."""
+    """A rebalance recommendation while all nodes are needed, and maintenance of next week."""
     cluster = gang_on("abc")
     gang = cluster.gang
-    cluster.feed(gang.noticed("aws", "a", "rebalance", False, None, cluster.now_ns))
-    cluster.feed(gang.noticed("gcp", "b", "maintenance", True, cluster.now_ns + 7 * 86_400 * SECOND, cluster.now_ns))
+    cluster.feed(gang.noticed("aws", "a", NoticeKind.REBALANCE, None, cluster.now_ns))
+    cluster.feed(gang.noticed("gcp", "b", NoticeKind.MAINTENANCE, cluster.now_ns + 7 * 86_400 * SECOND, cluster.now_ns))
     cluster.run(3)
     cluster.kill_worker(cluster.members()[0])
     cluster.until(lambda: cluster.steady(3))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.domain.notices import Notice, NoticeKind
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.policy.elasticity import Elasticity
 from orchestrator.policy.hangs import UNMEASURED, Pause
@@ -129,12 +130,15 @@ def test_standbys_that_warm_are_waited_for() -> None:
 def test_how_long_before_a_deadline_a_node_is_left_is_learned() -> None:
     """From a cautious prior to what publishing and joining took, and the margin."""
     played = Played()
-    before = played.policy.lead_ns("aws-instance-action")
+    aws = Notice("aws-instance-action", "a", NoticeKind.INTERRUPTION, 0, 120 * SECOND)
+    azure = Notice("azure-scheduled-events", "a", NoticeKind.INTERRUPTION, 0, 120 * SECOND)
+    before = played.policy.leave_at_ns(aws)
     for _ in range(10):
         played.tell("replication", every=1, bytes=10, seconds=0.02)
         played.policy.sense.joined(0.4)
-    assert 5 * SECOND < played.policy.lead_ns("aws-instance-action") < 6 * SECOND < before
-    assert 15 * SECOND < played.policy.lead_ns("azure-scheduled-events") < 16 * SECOND
+    assert before < 114 * SECOND < played.policy.leave_at_ns(aws) < 115 * SECOND
+    assert 104 * SECOND < played.policy.leave_at_ns(azure) < 105 * SECOND, "its margin is larger"
+    played.policy.leave_at_ns(aws)
     assert "5 s to spare" in played.policy.reasons["hand-over"]
 
 
@@ -226,7 +230,7 @@ def test_nodes_that_are_left_or_put_away_are_decisions_with_their_figures() -> N
     played = Played()
     played.world("a", "b")
     played.policy.nodes({"a": 1, "b": 1}, 2)
-    played.policy.lead_ns("gcp-preempted")
+    played.policy.leave_at_ns(Notice("gcp-preempted", "a", NoticeKind.INTERRUPTION, 0, 30 * SECOND))
     played.lost("Notice")
     (left,) = played.policy.decisions()
     assert (left.word, "before the deadline that gcp-preempted told" in left.because) == ("LeaveNode", True)

@@ -223,9 +223,7 @@ class Coordinator:
             return
         remaining = notice.remaining_seconds(self._clock.now_ns())
         deadline_ns = None if remaining is None else now_ns + round(remaining * NANOSECONDS_PER_SECOND)
-        kind = notice.kind
-        commands = self._gang.noticed(notice.source, notice.node, kind.value, kind.certain, deadline_ns, now_ns)
-        self._obey(commands)
+        self._obey(self._gang.noticed(notice.source, notice.node, notice.kind, deadline_ns, now_ns))
 
     # --- what the gang commands ---
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
+from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import causes, hangs, sources
 from orchestrator.platforms.engines.native.batches import OUT_OF_MEMORY, Batches
@@ -191,13 +192,11 @@ class Gang:
                 self._stragglers.stacks(message.worker, message.text)
         return self._go_on()
 
-    def noticed(
-        self, source: str, node: str, kind: str, certain: bool, deadline_ns: int | None, now_ns: int
-    ) -> list[Command]:
-        """A node is about to go. `deadline_ns` is on the monotonic clock; without `certain` nothing follows from it."""
+    def noticed(self, source: str, node: str, kind: NoticeKind, deadline_ns: int | None, now_ns: int) -> list[Command]:
+        """A node is about to go, or may be. `deadline_ns` is on the monotonic clock."""
         self._wake(now_ns)
         present = [agent.agent for agent in self.roster.agents.values() if agent.node == node]
-        self.warnings.add(source, node, kind, certain, deadline_ns, present, now_ns)
+        self.warnings.add(source, node, kind, deadline_ns, present, now_ns)
         return self._go_on()
 
     def withdrawn(self, source: str, node: str, now_ns: int) -> list[Command]:

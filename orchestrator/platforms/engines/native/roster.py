@@ -330,9 +330,9 @@ class Roster:
             if not self._warnings.leaving((agent.node,), now_ns) and self._judgements.usable(agent.node, now_ns)
         ]
 
-    def room(self, now_ns: int, *states: str, without: str = "") -> int:
-        """Workers that a world could have, out of standbys in these states; `without` one node."""
-        agents = [agent for agent in self.usable(now_ns) if agent.node != without]
+    def room(self, now_ns: int, *states: str, without: Collection[str] = ()) -> int:
+        """Workers that a world could have, out of standbys in these states; `without` some nodes."""
+        agents = [agent for agent in self.usable(now_ns) if agent.node not in without]
         return sum(agent.room(self._ranks, now_ns, *states, live=self._live) for agent in agents)
 
     def returning(self, now_ns: int) -> bool:

@@ -100,6 +100,10 @@ class Sizing:
             return LastSave(leaving, message) if fixed or size is None else Change("Notice", message)
         if fixed or size is None:
             return None
+        advised = self._warnings.advised(world.nodes)
+        if advised and self._terms.fit(now, self._roster.room(now_ns, READY, without=advised)) == now:
+            self._warnings.follow(advised)
+            return Change("Notice", f"{', '.join(sorted(advised))}: {self._warnings.sentence(advised)}")
         if size < now and size == self._terms.fit(self.target, now):
             return Change("Resized", f"{size} workers are wished for instead of {now}")
         if size <= now:

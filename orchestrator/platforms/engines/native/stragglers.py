@@ -101,7 +101,7 @@ class StragglerWatch:
         self._asked_ns = now_ns
         for node in sorted({member.node for member in self._slow.values()}):
             there = {_who(member) for member in world.members if member.node == node}
-            possible = self._terms.fit(target, self._roster.room(now_ns, READY, without=node)) or 0
+            possible = self._terms.fit(target, self._roster.room(now_ns, READY, without={node})) or 0
             judged = self._judgements.leave_out(now_ns, node, self._own, there, possible)
             if judged.pays:
                 return Change("Resized", judged.reason)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.domain.notices import NoticeKind
+from orchestrator.domain.notices import Notice, NoticeKind
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.platforms.engines.base import RunRequest
 from orchestrator.policy.elasticity import Decision, Elasticity
@@ -159,8 +159,8 @@ def _no_limit() -> int | None:
     return None
 
 
-def _lead(source: str) -> int:
-    return 5 * SECOND
+def _leave_at(notice: Notice) -> int:
+    return notice.received_ns if notice.deadline_ns is None else notice.deadline_ns - 5 * SECOND
 
 
 def _usable(node: str, now_ns: int) -> bool:
@@ -191,8 +191,9 @@ class Judgements:
     grow_to: Callable[[int, int, int], int] = field(default_factory=AfterHysteresis)
     """(now_ns, present, possible) in workers: how many there should be; `present` for no change. Asked often while a larger
     world could be had."""
-    lead_ns: Callable[[str], int] = _lead
-    """(source): how long before the deadline of its notice a node is left: p99 of a publish, the forming that reads from it, a margin."""
+    leave_at_ns: Callable[[Notice], int] = _leave_at
+    """When the node of a notice is left, by the notice's clock: its deadline less p99 of a publish and of the forming that
+    reads from it, and a margin."""
     usable: Callable[[str, int], bool] = _usable
     """(node, now_ns): False while a node is in quarantine."""
     fault: Callable[[str, str, int], None] = _let_be
@@ -234,7 +235,7 @@ class Judgements:
             hang_limit_ns=policy.hang_limit_ns,
             forming_limit_ns=policy.forming_limit_ns,
             grow_to=policy.grow_to,
-            lead_ns=policy.lead_ns,
+            leave_at_ns=policy.leave_at_ns,
             usable=policy.usable,
             fault=policy.fault,
             nodes=policy.nodes,
