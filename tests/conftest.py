@@ -7,6 +7,7 @@ library's own pools start some that nobody can join. Only tasks of event loops t
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ THREAD_GRACE_SECONDS = 2.0
 
 settings.register_profile(
     "house",
+    max_examples=50,  # each run draws others; what needs more says so
     deadline=None,  # two shared cores: the time of one example says nothing about the code
     print_blob=True,  # a failure prints what reproduces it
     suppress_health_check=[HealthCheck.too_slow],  # the same reason as for the deadline
@@ -31,6 +33,17 @@ settings.load_profile("house")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell: children would inherit that Ctrl-C is ignored, and some tests press it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What collecting imports (torch, transformers) stays: the collector need not walk through it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,8 +2,8 @@
 
 All ranks of a gang wait for the slowest, so only this says which one is slow. It is a step's time less the time in which this
 rank's thread was blocked in collectives. Those are heard at one place: `wait` of torch's `Work`, through which every blocking
-collective of `torch.distributed` goes, whoever calls it (DeepSpeed at every ZeRO stage, its overlapped ones too, and ours). It costs
-two looks at the clock a collective, about half a microsecond.
+collective of `torch.distributed` goes, whoever calls it (DeepSpeed at every ZeRO stage, its overlapped ones too, and ours). A
+collective costs two looks at the clock more.
 
 Only on a CPU (gloo). NCCL's collectives return at once and are waited for by the GPU's stream: what the host waits for then is its
 own GPU as well as the others, and nothing tells them apart. So nothing is told there, and no rank of a gang on GPUs is found slow.

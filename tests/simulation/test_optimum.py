@@ -62,7 +62,7 @@ def as_market(counts: list[list[int]], prices: list[list[int]], tick_ns: int, on
     return Market("m", names, tuple(sorted(changes)), on_demand * DOLLAR, 1, 1, len(counts[0]) * tick_ns)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(cases(), st.integers(1, 4))
 def test_no_schedule_is_cheaper_than_the_optimum_and_one_is_as_cheap(
     case: tuple[list[list[int]], list[list[int]], int, int], part: int
@@ -104,7 +104,7 @@ def test_the_fluid_bound_buys_the_cheapest_hours() -> None:
     assert fluid_bound(gang, 0, 7 * HOUR_NS, 6 * HOUR_NS) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases())
 def test_the_fluid_bound_is_no_more_than_the_optimum_of_the_rigid_gang(
     case: tuple[list[list[int]], list[list[int]], int, int],

@@ -70,7 +70,7 @@ def work_of(here: Market, run: Run, overhead_ns: int) -> int:
     return done
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 3),
@@ -117,13 +117,14 @@ def test_a_preemption_without_a_notice_loses_what_no_checkpoint_holds() -> None:
     assert work_of(here, kept, job.overhead_ns) == 10 * HOUR_NS
 
 
-def test_no_policy_beats_the_optimum_and_greedy_meets_its_deadlines() -> None:
-    """Over markets from seeds, also reversed: every ratio to the optimum is 1 or more, none above 1.01 of on-demand."""
-    traces = [series(seed, hours=120).zones[0] for seed in range(6)]
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 10), marks=pytest.mark.faults)])
+def test_no_policy_beats_the_optimum_and_greedy_meets_its_deadlines(seeds: range) -> None:
+    """Over markets from seeds (more in `make faults`), also reversed: every ratio to the optimum is 1 or more, none above 1.01 of on-demand."""
+    traces = [series(seed, hours=120).zones[0] for seed in seeds]
     both = [Series(each.name, (each,)) for trace in traces for each in (trace, turned_round(trace))]
     markets = [market(each, 1, 1) for each in both]
     results = list(study(markets, Terms(20 * HOUR_NS, (1.1, 1.5), 360 * SECOND_NS, 4, POLICY_NAMES)))
-    assert len(results) == 12 * 2 * 4 * len(POLICY_NAMES)
+    assert len(results) == 2 * len(seeds) * 2 * 4 * len(POLICY_NAMES)
     for result in results:
         assert result.cost_ratio_optimum is not None
         assert result.cost_ratio_optimum >= 1 - 1e-9

@@ -161,4 +161,6 @@ def test_reading_a_file_is_cheap() -> None:
         )
         assert done.returncode == 0, done.stderr
         seconds.append(float(done.stdout))
-    assert min(seconds) <= 0.300, seconds
+        if seconds[-1] <= 0.300:
+            return
+    pytest.fail(f"CPU seconds: {seconds}")

@@ -9,22 +9,24 @@ import pytest
 from tests.storage.powercut import File, ForgetfulFiles, Tally, trial
 
 
-def total(seeds: range, files: type[ForgetfulFiles] = ForgetfulFiles) -> Tally:
+def total(seeds: range) -> Tally:
     whole = Tally()
     for seed in seeds:
-        tally = trial(seed, files)
+        tally = trial(seed)
         whole.cuts += tally.cuts
         whole.acknowledged += tally.acknowledged
         whole.lost += tally.lost
     return whole
 
 
-def test_no_power_cut_takes_what_was_acknowledged() -> None:
-    """Over 60 seeded jobs with four power cuts each, every acknowledged checkpoint that retention keeps is there, byte for byte."""
-    tally = total(range(60))
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 200), marks=pytest.mark.faults)])
+def test_no_power_cut_takes_what_was_acknowledged(seeds: range) -> None:
+    """Over seeded jobs (20; 180 more in `make faults`) with four power cuts each, every acknowledged checkpoint that retention
+    keeps is there, byte for byte."""
+    tally = total(seeds)
     assert tally.lost == []
-    assert tally.cuts == 240
-    assert tally.acknowledged > 200
+    assert tally.cuts == 4 * len(seeds)
+    assert tally.acknowledged > 3 * len(seeds)
 
 
 class NoFolderSync(ForgetfulFiles):
@@ -42,4 +44,4 @@ class NoFileSync(ForgetfulFiles):
 @pytest.mark.parametrize("files", [NoFolderSync, NoFileSync])
 def test_the_model_finds_a_missing_sync(files: type[ForgetfulFiles]) -> None:
     """Without the syncs of folders, or of files, the same trials lose checkpoints: the model can tell."""
-    assert total(range(30), files).lost
+    assert any(trial(seed, files).lost for seed in range(30))

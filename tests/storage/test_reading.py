@@ -73,7 +73,7 @@ def test_damage_is_refused_by_name_and_the_older_one_taken(store: storage.Store,
     assert words in str(refused[0].why)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_anywhere_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """One bit turned over in any file, manifest and shared file included, makes the checkpoint refused, by the file's name."""

@@ -65,7 +65,7 @@ class Ledger:
             self.read[step] = [int(index) for part in parts for micro in part for index in micro]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(histories())
 def test_no_history_of_resizes_reads_a_sample_twice_or_never(history: tuple[int, int, list[Segment]]) -> None:
     """Any sizes, micro-batches and losses of work: each epoch's samples are each read once, in the same steps as ever."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -54,9 +54,11 @@ CAUSAL = ("gpt2", "llama", "opt", "starcoder2")
 
 @pytest.fixture(autouse=True)
 def undisturbed_torch() -> Iterator[None]:
-    """Other tests keep the global generators that they had."""
-    state = torch.get_rng_state()
+    """Other tests keep the global generators that they had. One thread does for models of this size; more would spin."""
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(threads)
     torch.set_rng_state(state)
 
 
@@ -90,7 +92,6 @@ def batch(lengths: list[int], longest: int | None = None) -> tuple[torch.Tensor,
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
-@settings(max_examples=60, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     more=st.lists(st.integers(0, 4), min_size=4, max_size=4),
@@ -154,7 +155,7 @@ def test_the_mask_is_what_the_description_says() -> None:
 def test_the_rate_is_the_one_asked_for(probability: float) -> None:
     """Over five million elements the share of survivors is within four standard deviations, and the mean stays 1."""
     mask = keep_mask(keys(40), (40, 8, 128, 128), probability)
-    kept = mask.double().mean().item()
+    kept = mask.count_nonzero().item() / mask.numel()
     exact = 1 / scale(probability)
     assert abs(kept - exact) < 4 * math.sqrt(exact * (1 - exact) / mask.numel())
     assert abs(exact - (1 - probability)) <= 2**-17
