@@ -70,7 +70,7 @@ def work_of(here: Market, run: Run, overhead_ns: int) -> int:
     return done
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 3),

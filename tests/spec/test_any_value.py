@@ -53,7 +53,7 @@ def judged(document: dict[str, Any]) -> None:
         assert parse_text(json.dumps(job.model_dump(mode="json", by_alias=True))) == job
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(path=st.sampled_from(all_paths()), value=VALUES)
 def test_any_value_in_any_field(path: FieldPath, value: Any) -> None:
     """Whatever stands in a field, the document is accepted or its problems are told with hints."""
@@ -62,7 +62,7 @@ def test_any_value_in_any_field(path: FieldPath, value: Any) -> None:
     judged(document)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(first=st.sampled_from(all_paths()), second=st.sampled_from(all_paths()), one=VALUES, two=VALUES)
 def test_any_two_values(first: FieldPath, second: FieldPath, one: Any, two: Any) -> None:
     """Two strange values at once are judged as well."""
@@ -85,7 +85,7 @@ def test_removing_any_field(path: FieldPath) -> None:
     judged(document)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(st.sampled_from(all_paths()), st.text(max_size=12))
 def test_any_override(path: FieldPath, text: str) -> None:
     """Any text behind `--set path=` is a value or a problem."""
