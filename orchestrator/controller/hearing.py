@@ -104,7 +104,7 @@ def _plan(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
 
 
 def _data(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
-    _progress(found, data={name: value for name, value in event.items() if name not in ("kind", "at_ns")})
+    _progress(found, data={name: value for name, value in event.items() if name not in ("kind", "at_ns", "generation")})
 
 
 def _stage(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
@@ -149,7 +149,7 @@ def _step(found: Findings, attempt: int, event: Fields, at_ns: int) -> None:
     caught_up = (state.restored_step or 0) < state.settled_step and state.attempt_step < state.settled_step <= step
     if caught_up and not late:
         found.events.append(CaughtUp(at_ns, attempt, generation=generation))
-    values = {name: value for name, value in event.items() if name not in ("kind", "step")}
+    values = {name: value for name, value in event.items() if name not in ("kind", "step", "generation")}
     found.steps.append(StepRow(record.uid, attempt, step, values))
     found.record = replace(record, samples_kept=kept)
     if late:

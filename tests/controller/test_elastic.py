@@ -358,6 +358,9 @@ def test_a_step_of_a_lost_world_is_kept_and_moves_nothing() -> None:
     assert [type(event) for event in again.events] == [FirstStepDone]
     late = heard(recovering(settled_step=4, step=5, attempt_step=3, restored_step=3), "step", step=4, **step)
     assert CaughtUp not in [type(event) for event in late.events]
+    formed = recovering(generation=2)
+    assert not heard(formed, "step", step=5, **step).events
+    assert "generation" not in found.steps[0].values
 
 
 def test_where_state_came_from_decides_what_is_told() -> None:

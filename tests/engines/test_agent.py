@@ -49,7 +49,8 @@ def test_an_agent_says_who_it_is(pair: Pair) -> None:
 
 
 def test_a_worker_warms_up_waits_runs_and_leaves(pair: Pair) -> None:
-    """All states are told; what it returns and every event, each under its own number, come before its end."""
+    """All states are told; what it returns and every event, each under its own number and with its world's, come before its
+    end."""
     harness, _ = pair
     harness.spawn("w", "count")
     harness.until_state("w", "READY")
@@ -60,6 +61,7 @@ def test_a_worker_warms_up_waits_runs_and_leaves(pair: Pair) -> None:
     events = harness.events["w"]
     assert sorted(events) == list(range(101))
     assert [e["number"] for _, e in sorted(events.items()) if e["kind"] == "count"] == list(range(100))
+    assert {e["generation"] for e in events.values()} == {4}
     assert harness.lines("w") == ["counted"]
     states = [item["state"] for beat in harness.of_kind("beat") for item in beat["workers"]]
     assert states[0] == "WARMING"

@@ -425,7 +425,9 @@ class Agent:
         worker.speaks = True
         match message["kind"]:
             case "event":
-                worker.outbox.add(message["event"])
+                # What is heard late must not be taken for the next world's.
+                world = {"generation": worker.generation} if worker.generation else {}
+                worker.outbox.add({**message["event"], **world})
             case "state":
                 if message["state"] == READY and not worker.generation:
                     worker.state = READY
