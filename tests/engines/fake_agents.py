@@ -44,6 +44,7 @@ class FakeAgent:
         self.heard: dict[str, int] = {}
         self.closed = threading.Event()
         self.obedient = True
+        self._aborted = 0
         self._changed = threading.Condition()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._connect(address)
@@ -78,7 +79,10 @@ class FakeAgent:
 
         def again() -> None:
             self._socket.close()
-            self._connect(address)
+            try:
+                self._connect(address)
+            except OSError:  # the coordinator has ended meanwhile
+                self.closed.set()
 
         self._orders.put(again)
 
@@ -150,11 +154,17 @@ class FakeAgent:
             case "spawn":
                 spawned = str(message["worker"])
                 self.workers[spawned] = {"worker": spawned, "state": READY, "generation": 0}
+            case "plan" if str(message["worker"]) not in self.workers:
+                gone = {"kind": "left", "worker": message["worker"], "generation": message["generation"]}
+                self._send({**gone, "reason": "WorkerLost", "message": "it is gone already"})
             case "plan":
                 place: dict[str, Any] = {name: message[name] for name in ("generation", "rank", "world_size")}
                 state = RUNNING if self.obedient else FORMING
                 self.workers[str(message["worker"])].update(place, state=state, step=0, step_ns=0)
+                if message["generation"] <= self._aborted:
+                    self._end(str(message["worker"]))
             case "abort":
+                self._aborted = max(self._aborted, message["generation"])
                 for name, worker in list(self.workers.items()):
                     if 0 < worker["generation"] <= message["generation"]:
                         self._end(name)
