@@ -296,6 +296,24 @@ def test_kill_ends_the_gang(begin: Callable[..., Attempt]) -> None:
     assert not b.running()
 
 
+def test_members_that_wait_for_the_store_end_with_their_world(begin: Callable[..., Attempt]) -> None:
+    """A gang that is killed before its plans could be told ends its workers by name, and none is told its place later."""
+    silent = (sys.executable, "-c", "import sys; sys.stdin.read()")
+    attempt = begin(store_command=silent)
+    a, b = attempt.agent("a"), attempt.agent("b")
+    for agent in (a, b):
+        agent.until(lambda agent=agent: any(m["kind"] == "ask_inventory" for m in agent.got))  # type: ignore[misc]
+        agent.until(lambda agent=agent: bool(agent.workers))  # type: ignore[misc]
+    attempt.until(lambda: len(attempt.of_kind("world")) == 1)
+    attempt.engine.kill()
+    attempt.end()
+    for agent in (a, b):
+        kinds = [message["kind"] for message in agent.got]
+        assert "kill" in kinds
+        assert "plan" not in kinds
+        assert not agent.workers
+
+
 def test_a_new_driver_takes_a_running_world_over(begin: Callable[..., Attempt]) -> None:
     """Agents that come with members of a whole world are adopted: no plan, no kill, and their result is the outcome."""
     attempt = begin(adopt=True, token="the job's own")

@@ -266,6 +266,19 @@ class Coordinator:
             self._lines.send(tell.agent, m.write(message, **shared))
         else:
             self._lines.send(tell.agent, m.write(message))
+        if isinstance(message, m.Abort):
+            self._give_up_plans(tell.agent, message)
+
+    def _give_up_plans(self, agent: str, abort: m.Abort) -> None:
+        """Members that wait for the store's sake know nothing of the world that is given up: they are ended by name, since
+        the gang waits for the end of all."""
+        waiting, self._plans = self._plans, []
+        for tell in waiting:
+            plan = tell.message
+            if tell.agent == agent and isinstance(plan, m.Plan) and plan.generation <= abort.generation:
+                self._lines.send(agent, m.write(m.Kill(plan.worker, abort.why)))
+            else:
+                self._plans.append(tell)
 
     def _store_is_there(self, port: int) -> None:
         waiting, self._plans = self._plans, []
