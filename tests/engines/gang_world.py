@@ -88,7 +88,7 @@ class SimAgent:
 
 class Cluster:
     """`loops_hear_regroup=False` makes worker loops that do not know the wish. With `lives` above 1 workers come back from a
-    world that has ended, those of `unfit` excepted, which fail their self-test."""
+    world that has ended, those of `unfit` excepted, which fail their self-test. Fresh ones take `warm_ns` to be ready."""
 
     def __init__(
         self,
@@ -107,6 +107,7 @@ class Cluster:
         judge: Callable[[Terms], Judgements] | None = None,
         lives: int = 1,
         unfit: float = 0.0,
+        warm_ns: tuple[int, int] = (20 * MILLISECOND, 600 * MILLISECOND),
     ) -> None:
         self.random = random.Random(seed)
         self.now_ns = 10**12
@@ -119,6 +120,7 @@ class Cluster:
         if judge is not None:
             self.judgements = judge(self.terms)
         self.unfit = unfit
+        self.warm_ns = warm_ns
         self.returned: list[str] = []
         """Workers whose process has come back."""
         self.limits = limits
@@ -413,7 +415,8 @@ class Cluster:
                     places = agent.slots * self.terms.ranks_per_worker
                     assert len(living) < places, f"{len(living)} processes for {places} ranks of {agent.agent}"
                 agent.workers[worker.worker] = worker
-                self.at(self.random.randint(20, 600) * MILLISECOND, lambda: self._warm(worker))
+                milliseconds = self.random.randint(*(limit // MILLISECOND for limit in self.warm_ns))
+                self.at(milliseconds * MILLISECOND, lambda: self._warm(worker))
             case m.Plan():
                 agent.generation, agent.out_of_memory = message.generation, message.out_of_memory
                 planned = agent.workers.get(message.worker)

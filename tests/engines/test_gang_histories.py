@@ -84,7 +84,8 @@ def history(seed: int, *, live: bool) -> Cluster:
 def stale(cluster: Cluster) -> None:
     """Word of an older generation, out of the past: nothing may follow from it."""
     gang = cluster.gang
-    agents = list(gang.roster.agents)
+    speaking = {agent.agent for agent in cluster.agents.values() if not agent.cut and not agent.frozen}
+    agents = [agent for agent in gang.roster.agents if agent in speaking]  # one that is cut off has no past to tell
     present = {worker.worker for worker in gang.roster.workers()}
     old = [plan for plan in cluster.past if plan.generation < gang.generation and plan.worker not in present]
     if not old or not agents or cluster.outcome is not None:
@@ -155,9 +156,17 @@ def test_every_history_comes_to_rest_where_workers_come_back(seeds: range) -> No
     assert any(cluster.returned for cluster in all_come_to_rest(seeds, live=True))
 
 
+@pytest.mark.parametrize("seed", [183, 442, 451, 503, 576, 835, 980, 1238])
+def test_a_history_that_went_wrong_once_comes_to_rest(seed: int) -> None:
+    """Processes of an older world left beside a new one, a gang that grew anew for each process that did not come back, a
+    rule that was not applied to the end: these do not happen again."""
+    history(seed, live=True)
+
+
 @pytest.mark.faults
-@pytest.mark.timeout(600)
-def test_thousands_of_histories_come_to_rest() -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("live", [False, True])
+def test_thousands_of_histories_come_to_rest(live: bool) -> None:
     """The same over many more."""
     for seed in range(1_000, 4_000):
-        all_come_to_rest(range(seed, seed + 1), live=False)
+        all_come_to_rest(range(seed, seed + 1), live=live)

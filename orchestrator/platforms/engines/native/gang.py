@@ -452,8 +452,7 @@ class Gang:
                 self._commands.append(Dismiss(agent.agent, why))
 
     def _in_waiting(self) -> None:
-        if self._adopting:
-            self._adopt()
+        if self._adopting and not self._adopt():
             return
         waited = self._now_ns - self._since_ns
         text = f"{self.terms.sizes[0]} workers are needed; {self.roster.sentence(self._now_ns)}"
@@ -516,7 +515,7 @@ class Gang:
             self._tell(member.agent, plan)
         workers = [member.document() for member in members]
         self._report(kind="world", generation=self.generation, world_size=len(members), workers=workers)
-        self.sizing.planned()
+        self.sizing.planned(size)
         self._why_regroup, self._regroup_told = _BY_THEMSELVES, False
         self._enter(State.FORMING)
 
@@ -640,8 +639,9 @@ class Gang:
             self._fault("Hung", text, self._now_ns - longest_ns)
         return bool(quiet)
 
-    def _adopt(self) -> None:
-        """Take over the world of a coordinator that is no more, as soon as all of its agents are back."""
+    def _adopt(self) -> bool:
+        """Take over the world of a coordinator that is no more, as soon as all of its agents are back; whether it was waited
+        for in vain."""
         size = self._adopted.get(self.generation, 0)
         members = self.roster.running(self.generation, size) if size else None
         if members is not None:
@@ -656,6 +656,8 @@ class Gang:
             if self.generation:  # the coordinator before may have planned one of which no agent has heard
                 self.generation += 1
             self._enter(State.WAITING)
+            return True
+        return False
 
     # --- small things ------------------------------------------------------------------------------------------------
 

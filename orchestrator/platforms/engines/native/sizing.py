@@ -44,6 +44,8 @@ class Sizing:
         """Since when a larger world than the one that runs would have room."""
         self._chosen: int | None = None
         """The size that was chosen to grow to, until that world is planned."""
+        self._short = 0
+        """Worlds in a row that were to be larger and were not, for members that did not come back."""
 
     @property
     def goal(self) -> int | None:
@@ -62,14 +64,18 @@ class Sizing:
         """Slots that are of use, those that are being left counted beside."""
         return max(self.target, self._terms.sizes[0]) + self._roster.going_slots(now_ns)
 
-    def planned(self) -> None:
-        """A world is there."""
+    def planned(self, workers: int) -> None:
+        """A world of so many is there."""
+        if self._chosen is not None:
+            self._short = self._short + 1 if self._terms.live and workers < self._most else 0
         self._fits_since_ns = self._grows_since_ns = self._chosen = None
 
     def good_moment(self, now_ns: int, *, first: bool, chosen: bool) -> bool:
         """Whether a world should be planned now. It waits a little for what is warming up: another transition for each
         standby would cost more. The first world waits longer, and for those that nobody has seen yet; after a change that
-        was `chosen` for what is ready nothing is waited for."""
+        was `chosen` for what is ready nothing is waited for. Where members come back, only they are: fresh ones join when
+        they are ready. But the larger the gang, the surer one of its processes ends in each change; a gang that grows anew
+        for each would never come to its size. So the second growth in a row waits for fresh ones as well."""
         size = self.size(now_ns)
         if size is None:
             self._fits_since_ns = None
@@ -78,15 +84,18 @@ class Sizing:
             self._fits_since_ns = now_ns
         if size == self.goal:
             return True
-        if self._terms.live and not first:  # a fresh process takes seconds, and joins when it is ready
-            return not self._roster.returning(now_ns)
-        if chosen:
+        if self._terms.live and not first and self._roster.returning(now_ns):
+            return False
+        again = self._terms.live and chosen and self._chosen is not None and self._short > 0
+        if chosen and not again:
             return True
         waited_ns = now_ns - self._fits_since_ns
         if first:
             return waited_ns >= self._limits.gather_ns
+        if self._terms.live and not again:
+            return True
         possible = self._terms.fit(self._most, self._roster.room(now_ns, READY, WARMING))
-        return possible == size or waited_ns >= self._limits.warm_ns
+        return possible == size or waited_ns >= (self._limits.gather_ns if again else self._limits.warm_ns)
 
     def change(self, world: World, now_ns: int, *, fixed: bool) -> Change | LastSave | None:
         """What to do about a world that runs well. `fixed`: it cannot be changed."""
@@ -112,8 +121,11 @@ class Sizing:
         if self._grows_since_ns is None:
             self._grows_since_ns = now_ns
         possible = self._terms.fit(self.target, self._roster.room(now_ns, READY, WARMING))
-        if possible != size and now_ns - self._grows_since_ns < self._limits.gather_ns:
+        waited_ns = now_ns - self._grows_since_ns
+        if possible != size and waited_ns < self._limits.gather_ns:
             return None  # training goes on meanwhile, and one transition does for all
+        if self._short > 1 and waited_ns < self._limits.gather_ns * 2 ** min(self._short - 1, 6):
+            return None  # fresh ones were waited for in vain: the gang trains ever longer before it tries again
         grown = self._terms.fit(self._judgements.grow_to(now_ns, now, size), size) or now
         if grown <= now:
             return None
