@@ -18,16 +18,18 @@ again; for the gang that world is over, and its members are ended as soon as the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 from orchestrator.domain.notices import NoticeKind
 from orchestrator.platforms.engines.base import Outcome
 from orchestrator.platforms.engines.native import causes, hangs, sources
+from orchestrator.platforms.engines.native.adoption import Adoption
 from orchestrator.platforms.engines.native.batches import OUT_OF_MEMORY, Batches
 from orchestrator.platforms.engines.native.causes import REGROUPED, RETIRED, SUCCEEDED, WORKER_LOST, Cause
 from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
+from orchestrator.platforms.engines.native.founding import found
 from orchestrator.platforms.engines.native.hangs import HangWatch, Verdict
 from orchestrator.platforms.engines.native.messages import (
     LEFT,
@@ -42,7 +44,6 @@ from orchestrator.platforms.engines.native.messages import (
     Inventory,
     Kill,
     Left,
-    Plan,
     Regroup,
     Source,
     Stacks,
@@ -53,10 +54,8 @@ from orchestrator.platforms.engines.native.roster import (
     AgentSeen,
     Member,
     Roster,
-    Worker,
     World,
     places,
-    replica_of,
     slot_name,
 )
 from orchestrator.platforms.engines.native.sizing import Change, LastSave, Sizing
@@ -129,9 +128,7 @@ class Gang:
         self._wanted = 0
         self._fruitless = 0
         self._last_fault = (WORKER_LOST, "rank 0 left without a result")
-        self._adopting = adopt
-        self._adopted: dict[int, int] = {}
-        """World sizes by generation, as members that run already tell them."""
+        self._adoption = Adoption(self.roster, self.limits, now_ns, expected=adopt)
         self._stopping = False
         self._ending: Outcome | None = None
         self._grace_until_ns = 0
@@ -146,11 +143,12 @@ class Gang:
         if before is not None:
             self._lose_agent(before, "it began anew")
         agent = self.roster.add(hello, now_ns)
-        untouched = self.state is State.WAITING and (self._adopting or self.generation == 0)
+        untouched = self.state is State.WAITING and (self._adoption.pending or self.generation == 0)
         self.warnings.arrived(hello.node, hello.agent)
         for beat in hello.members:
-            self._take_over(agent, beat, untouched)
-        self.generation = max(self.generation, hello.generation)
+            self._commands += self._adoption.take_over(agent, beat, now_ns, untouched=untouched)
+        told = (beat.generation for beat in hello.members if beat.state != LEFT)
+        self.generation = max(self.generation, hello.generation, *told)
         self._batches.learn(hello.out_of_memory)
         self._tell_of_nodes()
         self._report_slots(agent, "held")
@@ -229,26 +227,6 @@ class Gang:
         return self._go_on()
 
     # --- what agents tell --------------------------------------------------------------------------------------------
-
-    def _take_over(self, agent: AgentSeen, beat: WorkerBeat, untouched: bool) -> None:
-        """A worker that runs already under an agent that comes (back); into a gang that is `untouched` with its world."""
-        if beat.state == LEFT:
-            return
-        worker = Worker(beat.worker, agent.agent, born_ns=self._now_ns, seen_ns=self._now_ns)
-        worker.hear(beat)
-        agent.workers[worker.worker] = worker
-        if not beat.generation:
-            return
-        worker.generation = beat.generation
-        self.generation = max(self.generation, beat.generation)
-        if not untouched or beat.rank is None or beat.world_size is None:
-            worker.doomed = True
-            self._tell(agent.agent, Kill(worker.worker, "its world is over"))
-            return
-        worker.rank = beat.rank
-        self._adopted[beat.generation] = beat.world_size
-        if not self._adopting:
-            self._adopting, self._since_ns = True, self._now_ns
 
     def _beat(self, agent: AgentSeen, beat: WorkerBeat) -> None:
         worker = agent.workers.get(beat.worker)
@@ -452,7 +430,7 @@ class Gang:
                 self._commands.append(Dismiss(agent.agent, why))
 
     def _in_waiting(self) -> None:
-        if self._adopting and not self._adopt():
+        if self._adoption.pending and not self._adoption_over():
             return
         waited = self._now_ns - self._since_ns
         text = f"{self.terms.sizes[0]} workers are needed; {self.roster.sentence(self._now_ns)}"
@@ -493,26 +471,9 @@ class Gang:
         self.generation += 1
         agents = self.roster.usable(self._now_ns)
         members = places(agents, size, self.terms.ranks_per_worker, self._before, self._now_ns, self._stragglers.nodes)
-        read = frozenset(address for held in source.shards.values() for address in held) if source else frozenset()
-        self.world = World(self.generation, members, read, self._now_ns)
+        self.world, plans = found(self.roster, self.generation, members, source, self._batches, self._now_ns)
         self._before = members
-        for member in members:
-            worker = self.roster.agents[member.agent].workers[member.worker]
-            worker.generation, worker.rank = self.generation, member.rank
-            worker.step, worker.step_age_ns, worker.quiet_ns, worker.starved_ns = None, 0, 0, 0
-            plan = Plan(
-                member.worker,
-                self.generation,
-                member.rank,
-                len(members),
-                member.local_rank,
-                member.local_world_size,
-                source,
-                replica_of(member, members),
-                self._batches.micro_batch(len(members)),
-                self._batches.failed,
-            )
-            self._tell(member.agent, plan)
+        self._commands += plans
         workers = [member.document() for member in members]
         self._report(kind="world", generation=self.generation, world_size=len(members), workers=workers)
         self.sizing.planned(size)
@@ -534,7 +495,7 @@ class Gang:
             self.limits.forming_ns, self.judgements.forming_limit_ns() or self.limits.forming_ns
         ):
             if len(late) < world.size:
-                self._suspect(late)
+                self._commands += self.roster.suspect(self._now_ns, late)
             ranks = ", ".join(str(worker.rank) for worker in late)
             text = f"the world did not form within {waited / SECOND:.0f} s; not running: rank {ranks}"
             self._fault("Hung", text, self._since_ns)
@@ -580,7 +541,7 @@ class Gang:
             self._enter(State.STEADY)
             return
         stuck = self.roster.open(world)
-        self._suspect(stuck)
+        self._commands += self.roster.suspect(self._now_ns, stuck)
         ranks = ", ".join(str(worker.rank) for worker in stuck)
         self._fault("Hung", f"rank {ranks} did not leave within {limit_ns / SECOND:.0f} s", self._since_ns)
 
@@ -621,7 +582,7 @@ class Gang:
         if isinstance(verdict, Verdict):
             for worker, stack in verdict.stuck:
                 self._report(kind="hung", worker=worker.worker, rank=worker.rank, stack=stack)
-            self._suspect(verdict.silent)
+            self._commands += self.roster.suspect(self._now_ns, verdict.silent)
             self._fault("Hung", verdict.sentence, self._now_ns - verdict.age_ns)
             return True
         for worker in verdict or ():
@@ -632,32 +593,28 @@ class Gang:
         """Look for members that give no sign of life, though their agents do; whether the world was given up for them."""
         quiet = [worker for worker in self.roster.open(world) if worker.quiet_ns > self.limits.quiet_ns]
         if quiet:
-            self._suspect(quiet)
+            self._commands += self.roster.suspect(self._now_ns, quiet)
             ranks = ", ".join(str(worker.rank) for worker in quiet)
             longest_ns = max(worker.quiet_ns for worker in quiet)
             text = f"rank {ranks} gave no sign of life for {longest_ns / SECOND:.1f} s"
             self._fault("Hung", text, self._now_ns - longest_ns)
         return bool(quiet)
 
-    def _adopt(self) -> bool:
-        """Take over the world of a coordinator that is no more, as soon as all of its agents are back; whether it was waited
-        for in vain."""
-        size = self._adopted.get(self.generation, 0)
-        members = self.roster.running(self.generation, size) if size else None
-        if members is not None:
-            self.world = World(self.generation, members, frozenset(), self._now_ns)
-            self._before = members
-            self._adopting = False
+    def _adoption_over(self) -> bool:
+        """Take over the world of a coordinator that is no more, once it is whole; whether it was waited for in vain."""
+        self.world = self._adoption.world(self.generation, self._now_ns)
+        if self.world is not None:
+            self._before = self.world.members
             self._commands += self.roster.end_older(self.generation)
             self._enter(State.FORMING)
-        elif self._now_ns - self._since_ns > self.limits.adopt_ns:
-            self._adopting = False
-            self._abort("not all of its world came back")
-            if self.generation:  # the coordinator before may have planned one of which no agent has heard
-                self.generation += 1
-            self._enter(State.WAITING)
-            return True
-        return False
+            return False
+        if not self._adoption.given_up(self._now_ns):
+            return False
+        self._abort("not all of its world came back")
+        if self.generation:  # the coordinator before may have planned one of which no agent has heard
+            self.generation += 1
+        self._enter(State.WAITING)
+        return True
 
     # --- small things ------------------------------------------------------------------------------------------------
 
@@ -696,15 +653,6 @@ class Gang:
         self._memories.ask(self.roster.agents)
         for agent in self.roster.agents:
             self._tell(agent, AskInventory(self._memories.ticket))
-
-    def _suspect(self, workers: Sequence[Worker]) -> None:
-        for worker in workers:
-            agent = self.roster.agents[worker.agent]
-            agent.suspect(self._now_ns + self.limits.suspect_ns)
-            self.judgements.fault(agent.node, "Hung", self._now_ns)
-            if self.terms.live and not worker.doomed:  # it would not come back
-                worker.doomed = True
-                self._tell(agent.agent, Kill(worker.worker, "it does not answer"))
 
     def _tell_of_nodes(self) -> None:
         slots: dict[str, int] = {}

@@ -377,6 +377,19 @@ class Roster:
                 tells.append(Tell(worker.agent, Kill(worker.worker, "its world is over")))
         return tells
 
+    def suspect(self, now_ns: int, workers: Iterable[Worker]) -> list[Tell]:
+        """These did not answer: their slots are not used for a while. Where members come back these would not, and are
+        ended."""
+        tells = []
+        for worker in workers:
+            agent = self.agents[worker.agent]
+            agent.suspect(now_ns + self._limits.suspect_ns)
+            self._judgements.fault(agent.node, "Hung", now_ns)
+            if self._live and not worker.doomed:
+                worker.doomed = True
+                tells.append(Tell(agent.agent, Kill(worker.worker, "it does not answer")))
+        return tells
+
     def sentence(self, now_ns: int) -> str:
         """Who is there, for a person."""
         ready, possible = self.room(now_ns, READY), self.room(now_ns, READY, WARMING)
