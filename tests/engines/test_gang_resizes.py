@@ -143,12 +143,15 @@ def test_a_node_with_a_notice_is_no_capacity() -> None:
 
 
 def test_a_notice_for_all_asks_for_a_checkpoint() -> None:
-    """When no world is possible without the nodes that go, the world trains on and is asked to save, once."""
+    """When no world is possible without the nodes that go, the world trains on and is asked to save: at once, for a
+    checkpoint may take most of the time that is left, and again at the last moment."""
     cluster = gang_on("abc")
     for node in "abc":
-        cluster.notice(agent_of(cluster, node), 5.0)
-    cluster.run(8)
+        cluster.notice(agent_of(cluster, node), 60.0)
+    cluster.run(3)
     assert cluster.saves == 1
+    cluster.run(60)
+    assert cluster.saves == 2
     assert cluster.steady(3)
     assert cluster.gang.generation == 1
 

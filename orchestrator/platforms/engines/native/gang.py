@@ -124,7 +124,8 @@ class Gang:
         self._regroup_told = False
         self._deaf = 0
         """The generation that was asked to regroup and did not."""
-        self._saved_for: frozenset[str] = frozenset()
+        self._saved_for: set[tuple[str, bool]] = set()
+        """Nodes, and whether it was the final save."""
         self._wanted = 0
         self._fruitless = 0
         self._last_fault = (WORKER_LOST, "rank 0 left without a result")
@@ -518,9 +519,11 @@ class Gang:
             change = self._stragglers.leave(world, self.sizing.target, self._now_ns)
         if isinstance(change, Change):
             self._regroup(world, change)
-        elif isinstance(change, LastSave) and not change.nodes <= self._saved_for:
-            self._saved_for |= change.nodes
-            self._commands.append(SaveNow(change.message))
+        elif isinstance(change, LastSave):
+            saves = {(node, change.final) for node in change.nodes}
+            if not saves <= self._saved_for:
+                self._saved_for |= saves
+                self._commands.append(SaveNow(change.message))
 
     def _regroup(self, world: World, change: Change) -> None:
         self._why_regroup, self._regroup_told = change, False

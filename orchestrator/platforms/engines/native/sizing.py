@@ -20,10 +20,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LastSave:
-    """These nodes go, and no world is possible without them: what can be done is to save."""
+    """These nodes go, and no world is possible without them: what can be done is to save. At once, since a checkpoint of a
+    large state takes longer than handing it over in memory does; and once more when the nodes would be left otherwise."""
 
     nodes: frozenset[str]
     message: str
+    final: bool
+    """It is the second one."""
 
 
 class Sizing:
@@ -101,12 +104,13 @@ class Sizing:
         """What to do about a world that runs well. `fixed`: it cannot be changed."""
         self._chosen = None
         leaving = self._warnings.leaving(world.nodes, now_ns)
-        if leaving and now_ns < self._warnings.due_ns(leaving):
-            return None
         now, size = world.size // self._terms.ranks_per_worker, self.size(now_ns)
         if leaving:
+            due = now_ns >= self._warnings.due_ns(leaving)
             message = f"{', '.join(sorted(leaving))}: {self._warnings.sentence(leaving)}"
-            return LastSave(leaving, message) if fixed or size is None else Change("Notice", message)
+            if fixed or size is None:
+                return LastSave(leaving, message, due)
+            return Change("Notice", message) if due else None
         if fixed or size is None:
             return None
         advised = self._warnings.advised(world.nodes)
