@@ -146,6 +146,7 @@ def test_a_notice_for_all_asks_for_a_checkpoint() -> None:
     """When no world is possible without the nodes that go, the world trains on and is asked to save: at once, for a
     checkpoint may take most of the time that is left, and again at the last moment."""
     cluster = gang_on("abc")
+    cluster.run(5)  # standbys are ready: until all are warned, a world without the others is possible
     for node in "abc":
         cluster.notice(agent_of(cluster, node), 60.0)
     cluster.run(3)
