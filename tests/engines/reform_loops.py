@@ -23,12 +23,14 @@ def warm(assignment: Mapping[str, Any], env: Mapping[str, str]) -> Any:
 def recycle(assignment: Mapping[str, Any], value: Any) -> Any:
     """Not fit where the test wants it so; a second thread is what the real self-test finds."""
     unfit = Path(assignment.get("unfit", "/nowhere"))
-    if unfit.exists():
-        unfit.rename(unfit.with_suffix(".injected"))
-        threading.Thread(target=threading.Event().wait, name="left over", daemon=True).start()
-        if value is None:
-            raise RuntimeError("not fit")
-    return None if value is None else worker.recycle(assignment, value)
+    try:
+        unfit.rename(unfit.with_suffix(".injected"))  # one of those that come back at the same time, and no other
+    except FileNotFoundError:
+        return None if value is None else worker.recycle(assignment, value)
+    threading.Thread(target=threading.Event().wait, name="left over", daemon=True).start()
+    if value is None:
+        raise RuntimeError("not fit")
+    return worker.recycle(assignment, value)
 
 
 def lockstep(assignment: Mapping[str, Any], link: Any, value: None) -> dict[str, Any]:
