@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.domain.clock import SystemClock
 from orchestrator.platforms.engines.base import WORKER_LOOP, Outcome, RunRequest, WishBoard
 from orchestrator.platforms.engines.native.messages import READY, STATES
-from orchestrator.spec import load_file
+from orchestrator.spec import TrainingJob, load_file
 
 STORY = ("world", "world_lost", "restored", "notice", "replication", "hung", "stage", "slot", "failed")
 TOLD_LINES = 40
@@ -24,12 +24,41 @@ NANOSECONDS = 1e9
 Row = dict[str, Any]
 
 
+def elastic_request(loaded: TrainingJob, job: Path, folder: Path, uid: str, loop: str = WORKER_LOOP) -> RunRequest:
+    """The first attempt of the job of a file, with any number of workers up to its largest; all it writes goes to `folder`."""
+    workers = loaded.spec.workers
+    assignment = {
+        "job": {"namespace": "default", "name": loaded.metadata.name, "uid": uid},
+        "spec": loaded.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "attempt": 1,
+        "workers": workers.max,
+        "world_size": workers.max,
+        "run_dir": str(folder),
+        "checkpoint_uri": str(folder / "checkpoints"),
+        "working_dir": str(job.resolve().parent),
+        "threads": 1,
+    }
+    return RunRequest(
+        uid=uid,
+        namespace="default",
+        name=loaded.metadata.name,
+        attempt=1,
+        workers=workers.max,
+        cpus_per_worker=workers.cpus,
+        gpus_per_worker=0,
+        memory_bytes_per_worker=None,
+        worker_loop=loop,
+        assignment=assignment,
+        min_workers=1,
+        elastic=True,
+    )
+
+
 class Run:
     """The attempt, and what it told."""
 
     def __init__(self, job: str | Path, stage: int, folder: Path, loop: str = WORKER_LOOP) -> None:
         loaded = load_file(str(job), [f"spec.deepspeed.stage={stage}"])
-        workers = loaded.spec.workers
         self._events: list[Mapping[str, Any]] = []
         self._worlds: dict[int, Mapping[str, Any]] = {}
         self._begun: list[tuple[int, int]] = []
@@ -40,31 +69,7 @@ class Run:
         self._thread = threading.Thread(target=self._run)
         self._engine: Any = None
         self._standbys: list[str] = []
-        assignment = {
-            "job": {"namespace": "default", "name": loaded.metadata.name, "uid": folder.name},
-            "spec": loaded.model_dump(mode="json", by_alias=True, exclude_none=True),
-            "attempt": 1,
-            "workers": workers.max,
-            "world_size": workers.max,
-            "run_dir": str(folder),
-            "checkpoint_uri": str(folder / "checkpoints"),
-            "working_dir": str(Path(job).resolve().parent),
-            "threads": 1,
-        }
-        self._request = RunRequest(
-            uid=folder.name,
-            namespace="default",
-            name=loaded.metadata.name,
-            attempt=1,
-            workers=workers.max,
-            cpus_per_worker=workers.cpus,
-            gpus_per_worker=0,
-            memory_bytes_per_worker=None,
-            worker_loop=loop,
-            assignment=assignment,
-            min_workers=1,
-            elastic=True,
-        )
+        self._request = elastic_request(loaded, Path(job), folder, folder.name, loop)
 
     def begin(self, launcher: Callable[[RunRequest], Any], host: str = "127.0.0.1") -> None:
         """`launcher` makes what starts agents; they reach this process at `host`."""

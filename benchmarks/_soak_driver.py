@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._native_attempt import elastic_request
 from orchestrator.domain.clock import SystemClock
-from orchestrator.platforms.engines.base import WORKER_LOOP, RunRequest, WishBoard
+from orchestrator.platforms.engines.base import WishBoard
 from orchestrator.platforms.engines.native import NativeEngine
 from orchestrator.platforms.engines.native.messages import READY, Address
 from orchestrator.spec import load_file
@@ -44,36 +45,6 @@ class Teller:
 
     def stop(self) -> None:
         """The soak waits for its agents itself."""
-
-
-def request_of(job: str, folder: Path) -> RunRequest:
-    loaded = load_file(job)
-    workers = loaded.spec.workers
-    assignment = {
-        "job": {"namespace": "default", "name": loaded.metadata.name, "uid": "soak"},
-        "spec": loaded.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "attempt": 1,
-        "workers": workers.max,
-        "world_size": workers.max,
-        "run_dir": str(folder),
-        "checkpoint_uri": str(folder / "checkpoints"),
-        "working_dir": str(Path(job).resolve().parent),
-        "threads": 1,
-    }
-    return RunRequest(
-        uid="soak",
-        namespace="default",
-        name=loaded.metadata.name,
-        attempt=1,
-        workers=workers.max,
-        cpus_per_worker=1,
-        gpus_per_worker=0,
-        memory_bytes_per_worker=None,
-        worker_loop=WORKER_LOOP,
-        assignment=assignment,
-        min_workers=1,
-        elastic=True,
-    )
 
 
 def look(engine: NativeEngine) -> dict[str, Any]:
@@ -123,7 +94,9 @@ def main() -> int:
             teller.say(event)
 
     threading.Thread(target=obey, daemon=True).start()
-    outcome = engine.run(request_of(begin["job"], Path(begin["folder"])), heard, board)
+    job = begin["job"]
+    request = elastic_request(load_file(job), Path(job), Path(begin["folder"]), "soak")
+    outcome = engine.run(request, heard, board)
     teller.say({"kind": "outcome", "reason": outcome.reason, "message": outcome.message})
     return 0
 

@@ -19,6 +19,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.policy.capacity.contract import Cause, Decision, Offer, Situation
@@ -27,6 +28,9 @@ from orchestrator.policy.capacity.places import Market
 from orchestrator.policy.capacity.programme import SLACK_STEPS, Answer, Question, solve
 from orchestrator.policy.capacity.rates import CLASS_HOURS, Prior, Rates
 from orchestrator.policy.durations import seconds as told
+
+if TYPE_CHECKING:
+    from orchestrator.policy.capacity.programme import Array
 
 GRAIN = 1.3
 """Rates are rounded to powers of this, so that programmes are shared."""
@@ -221,8 +225,8 @@ class _Look:
             Cause.SPOT_KEPT, "spot is kept until it is taken", held.offer, LOOK_SECONDS if len(self.rates) > 1 else None
         )
 
-    def _limit(self, answer: Answer, table: object, age: int) -> float:
-        limit = answer.at(table, age, self.market.work_left / 3600)  # type: ignore[arg-type]
+    def _limit(self, answer: Answer, table: Array, age: int) -> float:
+        limit = answer.at(table, age, self.market.work_left / 3600)
         return min(limit, SLACK_STEPS * answer.step_hours)
 
 
