@@ -145,6 +145,8 @@ class Cluster:
         """Workers whose end the gang has received."""
         self.starved: set[str] = set()
         """Workers that get no processor."""
+        self.stopped: dict[str, int] = {}
+        """Workers that are stopped, and when that happened."""
         self._generation = 0
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
@@ -337,6 +339,7 @@ class Cluster:
                 w.step,
                 self.now_ns - w.stepped_ns,
                 starved_ns=self.now_ns - w.stepped_ns if w.worker in self.starved else 0,
+                stopped_ns=self.now_ns - self.stopped.get(w.worker, self.now_ns),
                 own_ns=w.own_ns,
             )
             for w in agent.workers.values()

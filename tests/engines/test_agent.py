@@ -163,6 +163,7 @@ def test_a_frozen_worker_shows_by_the_age_of_its_step(pair: Pair) -> None:
     os.kill(pid, signal.SIGSTOP)
     harness.until(lambda: harness.worker("w")["step_ns"] > 1_000_000_000)
     assert harness.worker("w")["quiet_ns"] > 900_000_000
+    harness.until(lambda: harness.worker("w")["stopped_ns"] > 600_000_000)
     harness.say({"kind": "dump", "worker": "w"})
     (stacks,) = harness.until(lambda: harness.of_kind("stacks"))
     assert "T (stopped)" in stacks["text"]

@@ -285,6 +285,30 @@ def test_a_world_that_does_not_form_is_given_up_as_soon_as_earlier_ones_allow() 
     assert lost(cluster) == ["WorkerLost", "Hung"]
 
 
+@pytest.mark.parametrize("state", [State.STEADY, State.FORMING, State.REGROUPING])
+def test_a_stopped_member_is_found_in_every_state(state: State) -> None:
+    """Three seconds after SIGSTOP a member is given up, however long the gang would wait for one that runs: also while it
+    forms, and while it makes its last step before another size."""
+    patient = replace(QUICK, forming_ns=600 * SECOND, regroup_ns=600 * SECOND, quiet_ns=600 * SECOND)
+    cluster = three(limits=patient, hang_ns=None)
+    generation = cluster.gang.generation
+    if state is State.FORMING:
+        cluster.kill_worker(cluster.members()[2])
+        cluster.until(lambda: cluster.gang.state is State.FORMING)
+        generation += 1
+    stopped = cluster.members()[1]
+    if state is State.REGROUPING:
+        cluster.feed(cluster.gang.resize(2, cluster.now_ns))
+        cluster.until(lambda: cluster.gang.state is State.REGROUPING)
+    stopped.frozen = True
+    cluster.stopped[stopped.worker], began_ns = cluster.now_ns, cluster.now_ns
+    assert (cluster.gang.generation, cluster.gang.state) == (generation, state)
+    cluster.until(lambda: cluster.gang.generation > generation and cluster.steady(), seconds=6)
+    assert lost(cluster)[-1] == "Hung"
+    assert cluster.now_ns - began_ns < 5 * SECOND
+    assert stopped.worker not in {member.worker for member in cluster.members()}
+
+
 @pytest.mark.parametrize("state", [State.STEADY, State.FORMING])
 def test_ranks_that_get_no_processor_do_not_hang(state: State) -> None:
     """The same standstill is no hang while one of the ranks waits for a processor all the time; for ten times as long it is."""

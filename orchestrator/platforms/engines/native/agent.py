@@ -54,8 +54,8 @@ not look, but within these. It hears of the cut in milliseconds where it waits f
 RETURN_SECONDS = 10.0
 """From the end of a member's world until it is ready for another."""
 MEMORY_LOOK_SECONDS = 1.0
-STARVED_LOOK_SECONDS = 0.5
-"""Between two looks at how long workers waited for a processor; far below the shortest time after which one hangs."""
+KERNEL_LOOK_SECONDS = 0.5
+"""Between two looks at what the kernel tells of workers: whether they are stopped, or wait for a processor; far below the shortest time after which one hangs."""
 SETTLE_SECONDS = 0.01
 """From SIGKILL to the inventory, when the kernel is slower to take a large process down (tens of milliseconds). A thread with
 that signal executes nothing any more once it is interrupted, which takes microseconds; and to spoil what the inventory tells,
@@ -171,7 +171,7 @@ class Agent:
         self._tickets: list[tuple[int, int]] = []
         self._changed = False
         self._next_tick_ns = 0
-        self._next_look_ns = self._next_starved_ns = 0
+        self._next_look_ns = self._next_kernel_ns = 0
         self._memory_kills = lifeline.memory_kills()
         self._kills_known = self._kills_seen = self._memory_kills()
         """Kernel's kills for want of memory that happened before the look before the last one, and at the last one: a look
@@ -243,10 +243,10 @@ class Agent:
             self._relay(worker)
         for worker in self._departed:
             self._relay(worker)
-        if now_ns >= self._next_starved_ns:
-            self._next_starved_ns = now_ns + round(STARVED_LOOK_SECONDS * NANOSECONDS_PER_SECOND)
+        if now_ns >= self._next_kernel_ns:
+            self._next_kernel_ns = now_ns + round(KERNEL_LOOK_SECONDS * NANOSECONDS_PER_SECOND)
             for worker in self._workers.values():
-                worker.look()
+                worker.look(now_ns)
         self._beat()
         if now_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + round(MEMORY_LOOK_SECONDS * NANOSECONDS_PER_SECOND)

@@ -24,7 +24,8 @@ def found(
     for member in members:
         worker = roster.agents[member.agent].workers[member.worker]
         worker.generation, worker.rank = generation, member.rank
-        worker.step, worker.step_age_ns, worker.quiet_ns, worker.starved_ns = None, 0, 0, 0
+        worker.step, worker.step_age_ns = None, 0
+        worker.quiet_ns = worker.starved_ns = worker.stopped_ns = 0
         plan = Plan(
             member.worker,
             generation,

@@ -484,9 +484,7 @@ class Gang:
     def _in_forming(self) -> None:
         world = self.world
         assert world is not None
-        if self._doubts_over(world) or self._all_left(world):
-            return
-        if self._stopped_ones(world):
+        if self._doubts_over(world) or self._all_left(world) or self._stopped_ones(world):
             return
         late = [worker for worker in self.roster.open(world) if worker.state != RUNNING]
         waited = self._now_ns - self._since_ns
@@ -534,7 +532,7 @@ class Gang:
     def _in_regrouping(self) -> None:
         world = self.world
         assert world is not None
-        if self._doubts_over(world) or self._all_left(world):
+        if self._doubts_over(world) or self._all_left(world) or self._stopped_ones(world):
             return
         limit_ns = max(self.limits.regroup_ns, 2 * (self.judgements.hang_limit_ns() or 0))
         if self._now_ns - self._since_ns <= limit_ns:
@@ -593,15 +591,18 @@ class Gang:
         return False
 
     def _stopped_ones(self, world: World) -> bool:
-        """Look for members that give no sign of life, though their agents do; whether the world was given up for them."""
-        quiet = [worker for worker in self.roster.open(world) if worker.quiet_ns > self.limits.quiet_ns]
-        if quiet:
-            self._commands += self.roster.suspect(self._now_ns, quiet)
-            ranks = ", ".join(str(worker.rank) for worker in quiet)
-            longest_ns = max(worker.quiet_ns for worker in quiet)
-            text = f"rank {ranks} gave no sign of life for {longest_ns / SECOND:.1f} s"
-            self._fault("Hung", text, self._now_ns - longest_ns)
-        return bool(quiet)
+        """Look for members that are stopped or give no sign of life, though their agents do; whether the world was given up
+        for them."""
+        there = self.roster.open(world)
+        stopped = [worker for worker in there if worker.stopped_ns > self.limits.stopped_ns]
+        meant = stopped or [worker for worker in there if worker.quiet_ns > self.limits.quiet_ns]
+        if meant:
+            self._commands += self.roster.suspect(self._now_ns, meant)
+            ranks = ", ".join(str(worker.rank) for worker in meant)
+            longest_ns = max(worker.stopped_ns if stopped else worker.quiet_ns for worker in meant)
+            what = "has been stopped" if stopped else "gave no sign of life"
+            self._fault("Hung", f"rank {ranks} {what} for {longest_ns / SECOND:.1f} s", self._now_ns - longest_ns)
+        return bool(meant)
 
     def _adoption_over(self) -> bool:
         """Take over the world of a coordinator that is no more, once it is whole; whether it was waited for in vain."""

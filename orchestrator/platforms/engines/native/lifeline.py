@@ -68,6 +68,14 @@ def state_of(pid: int) -> str:
     return "gone"
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the kernel runs nothing of a process until it gets SIGCONT."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
 def waited_ns(pid: int) -> int:
     """How long the threads of a process have waited for a processor by now, together, in ns; of those that ended nothing is
     known any more. 0 where the kernel does not tell."""

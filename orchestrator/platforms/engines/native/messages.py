@@ -87,6 +87,8 @@ class WorkerBeat:
     """How long ago it last gave any sign of life."""
     starved_ns: int = 0
     """How long its threads, together, have waited for a processor since its last step or, before that, since its plan."""
+    stopped_ns: int = 0
+    """For how long, as far as its agent has seen, its process has been stopped: by SIGSTOP, or by a debugger."""
     own_ns: int | None = None
     """How long its newest steps took it by itself, without waiting for others: a median. None: not known."""
     pid: int | None = None
@@ -238,6 +240,7 @@ def _worker_beat(item: Mapping[str, Any]) -> WorkerBeat:
         step_ns=int(item.get("step_ns") or 0),
         quiet_ns=int(item.get("quiet_ns") or 0),
         starved_ns=int(item.get("starved_ns") or 0),
+        stopped_ns=int(item.get("stopped_ns") or 0),
         own_ns=item.get("own_ns"),
         pid=item.get("pid"),
         rank=item.get("rank"),

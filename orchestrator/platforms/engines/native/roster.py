@@ -41,6 +41,7 @@ class Worker:
     step_age_ns: int = 0
     quiet_ns: int = 0
     starved_ns: int = 0
+    stopped_ns: int = 0
     own_ns: int | None = None
     pid: int | None = None
     born_ns: int = 0
@@ -59,6 +60,7 @@ class Worker:
         self.state = beat.state
         self.pid = beat.pid or self.pid
         self.quiet_ns, self.starved_ns, self.own_ns = beat.quiet_ns, beat.starved_ns, beat.own_ns
+        self.stopped_ns = beat.stopped_ns
         if beat.step is not None or self.step is None:
             self.step, self.step_age_ns = beat.step, beat.step_ns
 

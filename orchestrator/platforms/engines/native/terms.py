@@ -90,7 +90,9 @@ class Limits:
     leave_ns: int = 5 * SECOND
     """For a killed worker to be gone. A process that holds a GPU's memory takes a while."""
     quiet_ns: int = 20 * SECOND
-    """A placed worker of which not even a sign of life came for so long is stopped; they come every half second."""
+    """A placed worker of which not even a sign of life came for so long does not run; they come every half second."""
+    stopped_ns: int = 3 * SECOND
+    """A placed worker that the kernel has not run for so long, as somebody stopped it, is given up."""
     missing_ns: int = 5 * SECOND
     """A worker that its agent does not speak of for so long, though it speaks, is gone."""
     forming_ns: int = 600 * SECOND

@@ -199,6 +199,8 @@ class Worker:
     starved_ns: int = 0
     """For a processor, as `look` found it; from `starved_from_ns` on, which is None until it has looked."""
     starved_from_ns: int | None = None
+    stopped_from_ns: int | None = None
+    """Since when every `look` has found it stopped."""
     own_ns: deque[int] = field(default_factory=lambda: deque(maxlen=SMOOTHED_STEPS))
     """Its own work in its newest steps."""
     outbox: Outbox = field(default_factory=Outbox)
@@ -253,6 +255,7 @@ class Worker:
             leave_by_ns=leave_by_ns,
             late="it did not become fit for another world in time",
             pace_ns=0,
+            stopped_from_ns=None,
             own_ns=deque(maxlen=SMOOTHED_STEPS),
             before=self,
             dump=None,
@@ -270,6 +273,7 @@ class Worker:
             "step_ns": now_ns - self.step_at_ns if self.step is not None else 0,
             "quiet_ns": now_ns - self.heard_ns,
             "starved_ns": self.starved_ns,
+            "stopped_ns": 0 if self.stopped_from_ns is None else now_ns - self.stopped_from_ns,
             "own_ns": median_low(self.own_ns) if len(self.own_ns) == SMOOTHED_STEPS else None,
             "pid": None if self.process is None else self.process.pid,
         }
@@ -278,10 +282,14 @@ class Worker:
         """It made a step, or has a place: it is counted anew how long it waits for a processor."""
         self.starved_ns, self.starved_from_ns = 0, None
 
-    def look(self) -> None:
+    def look(self, now_ns: int) -> None:
         """Called now and then. What was waited before the first look after a step is not counted."""
         if self.process is None or not self.generation:
             return
+        if not lifeline.is_stopped(self.process.pid):
+            self.stopped_from_ns = None
+        elif self.stopped_from_ns is None:
+            self.stopped_from_ns = now_ns
         waited_ns = lifeline.waited_ns(self.process.pid)
         if self.starved_from_ns is None:
             self.starved_from_ns = waited_ns
