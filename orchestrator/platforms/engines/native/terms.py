@@ -91,8 +91,9 @@ class Limits:
     """For a killed worker to be gone. A process that holds a GPU's memory takes a while."""
     quiet_ns: int = 20 * SECOND
     """A placed worker of which not even a sign of life came for so long does not run; they come every half second."""
-    stopped_ns: int = 3 * SECOND
-    """A placed worker that the kernel has not run for so long, as somebody stopped it, is given up."""
+    stopped_ns: int = 2_400 * MILLISECOND
+    """A placed worker that its agent has seen stopped for so long is given up: with the half second between two looks and a
+    beat, three seconds after it was stopped."""
     missing_ns: int = 5 * SECOND
     """A worker that its agent does not speak of for so long, though it speaks, is gone."""
     forming_ns: int = 600 * SECOND
