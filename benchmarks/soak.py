@@ -15,8 +15,8 @@ left out. Every step's loss is held against an undisturbed run of the same job o
 Bars: every fault recovered from; nothing left; loss within 1e-5 (relative) over the first 50 faults; memory grows by at most
 64 KiB a fault, threads and descriptors by 0.05.
 
-`--faults N --seed S` repeats a history as far as the moments of processes repeat. What fails prints its number, kind and the
-engine's story. Limits: no Ray here; see tests/cluster for that and for network namespaces.
+`--faults N --seed S` repeats a history as far as the moments of processes repeat. What fails or takes long prints its number,
+kind and the engine's story. Limits: no Ray here; see tests/cluster for that and for network namespaces.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ SETTLE_SECONDS = 10.0
 SECOND_SECONDS = 0.3
 SILENT_SECONDS = 4.0
 """For a cut connection and a stopped node; the engine bears 2.5 s."""
-STORY = ("world", "world_lost", "restored", "notice", "hung", "dismiss", "checkpoint", "failed", "overdue")
+SLOW_SECONDS = 8.0
+"""The engine's story is printed of a fault that took longer."""
+STORY = ("decision", "world", "world_lost", "restored", "notice", "hung", "dismiss", "checkpoint", "failed", "overdue")
 WEIGHTS = {
     "worker": 6,
     "node": 3,
@@ -115,6 +117,8 @@ class Soak:
                 f"{'+'.join(fault.injected) or 'nothing to hit'}",
                 flush=True,
             )
+            if fault.seconds > SLOW_SECONDS:
+                print("\n".join(self.story(12)), flush=True)
             if not fault.recovered:
                 told = "\n".join(self.story(40))
                 raise RuntimeError(

@@ -263,6 +263,20 @@ def test_standbys_that_cannot_start_tell_why() -> None:
     assert "no worker could be made ready" in cluster.outcome.message
 
 
+def test_a_slot_that_is_needed_is_used_although_its_worker_did_not_answer() -> None:
+    """1. One node after the other has its worker stopped, and its slot is put aside for ten minutes. 2. With the last of them a
+    world of one could not be had any more. 3. The slot that would be free soonest is used at once."""
+    cluster = three(limits=replace(QUICK, suspect_ns=600 * SECOND), hang_ns=None)
+    first = cluster.members()[0].agent
+    for size in (2, 1, 1):
+        stopped = cluster.members()[0]
+        stopped.frozen, cluster.stopped[stopped.worker] = True, cluster.now_ns
+        generation = cluster.gang.generation
+        cluster.until(lambda g=generation: cluster.gang.generation > g and cluster.steady(), seconds=6)  # type: ignore[misc]
+        assert cluster.steady(size)
+    assert cluster.members()[0].agent == first
+
+
 def test_a_kill_ends_everything() -> None:
     """`end` ends a world in any state, and nothing of it is left."""
     cluster = three()

@@ -433,6 +433,7 @@ class Gang:
     def _in_waiting(self) -> None:
         if self._adoption.pending and not self._adoption_over():
             return
+        self._tell_of_nodes()
         waited = self._now_ns - self._since_ns
         text = f"{self.terms.sizes[0]} workers are needed; {self.roster.sentence(self._now_ns)}"
         if self._good_moment():
@@ -460,7 +461,7 @@ class Gang:
             return
         for worker in going:  # a process that cannot be ended holds its slot
             agent = self.roster.agents[worker.agent]
-            agent.suspect(self._now_ns + self.limits.suspect_ns)
+            agent.held_until_ns.append(self._now_ns + self.limits.suspect_ns)
             del agent.workers[worker.worker]
         size = self.sizing.size(self._now_ns)
         if size is None or not self._good_moment():
@@ -659,10 +660,8 @@ class Gang:
             self._tell(agent, AskInventory(self._memories.ticket))
 
     def _tell_of_nodes(self) -> None:
-        slots: dict[str, int] = {}
-        for agent in self.roster.agents.values():
-            slots[agent.node] = slots.get(agent.node, 0) + agent.slots
-        self.judgements.nodes(slots, self.terms.sizes[0])
+        needed = self.terms.sizes[0]
+        self.judgements.nodes(self.roster.sound_slots(self._now_ns, needed), needed)
 
     def _taken(self, node: str) -> str:
         """Why something on this node went: after a notice it was taken, otherwise it was lost."""

@@ -78,7 +78,9 @@ class AgentSeen:
     heard_ns: int
     workers: dict[str, Worker] = field(default_factory=dict)
     suspected_until_ns: list[int] = field(default_factory=list)
-    """One entry a slot that is not used for now."""
+    """One entry a slot that is not used for now, as its worker did not answer."""
+    held_until_ns: list[int] = field(default_factory=list)
+    """One entry a slot that a process holds which could not be ended."""
     failed: int = 0
     """Standbys in a row that ended before they were ready."""
     spawn_after_ns: int = 0
@@ -93,12 +95,10 @@ class AgentSeen:
         """Standbys in any of these states, the oldest first."""
         return [worker for worker in self.workers.values() if worker.standby and worker.state in states]
 
-    def suspect(self, until_ns: int) -> None:
-        self.suspected_until_ns.append(until_ns)
-
     def sound_slots(self, now_ns: int) -> int:
         self.suspected_until_ns = [until for until in self.suspected_until_ns if until > now_ns]
-        return max(0, self.slots - len(self.suspected_until_ns))
+        self.held_until_ns = [until for until in self.held_until_ns if until > now_ns]
+        return max(0, self.slots - len(self.suspected_until_ns) - len(self.held_until_ns))
 
     @property
     def returning(self) -> list[Worker]:
@@ -385,12 +385,26 @@ class Roster:
         tells = []
         for worker in workers:
             agent = self.agents[worker.agent]
-            agent.suspect(now_ns + self._limits.suspect_ns)
+            agent.suspected_until_ns.append(now_ns + self._limits.suspect_ns)
             self._judgements.fault(agent.node, "Hung", now_ns)
             if self._live and not worker.doomed:
                 worker.doomed = True
                 tells.append(Tell(agent.agent, Kill(worker.worker, "it does not answer")))
         return tells
+
+    def sound_slots(self, now_ns: int, needed: int) -> dict[str, int]:
+        """Slots a node, of the nodes that nobody leaves. Where they are fewer than `needed`, those whose worker did not answer
+        count again: another one may."""
+        staying = [a for a in self.agents.values() if not self._warnings.leaving((a.node,), now_ns)]
+        suspected = [(until, agent) for agent in staying for until in agent.suspected_until_ns if until > now_ns]
+        for until, agent in sorted(suspected, key=lambda each: each[0]):
+            if sum(each.sound_slots(now_ns) for each in staying) >= needed:
+                break
+            agent.suspected_until_ns.remove(until)
+        slots: dict[str, int] = {}
+        for agent in staying:
+            slots[agent.node] = slots.get(agent.node, 0) + agent.sound_slots(now_ns)
+        return slots
 
     def sentence(self, now_ns: int) -> str:
         """Who is there, for a person."""
