@@ -10,7 +10,8 @@ was for lived and got it. After each, training must make a step that was never m
 At the end everything is stopped, and what is left of it counted: processes, listening ports, files in /dev/shm, lock files
 of extensions that are built at run time. While it runs, memory, threads and descriptors of the driver and the agents are read
 after each fault; their growth is the least-squares slope over faults within the life of each process, its first ten faults
-left out. Every step's loss is held against an undisturbed run of the same job on one worker.
+left out. Every step's loss is held against an undisturbed run of the same job on one worker. Over thousands of steps rounding alone grows until
+the runs are apart, so a third run, undisturbed on three workers, tells how soon it does.
 
 Bars: every fault recovered from; nothing left; loss within 1e-5 (relative) over the first 50 faults; memory grows by at most
 64 KiB a fault, threads and descriptors by 0.05.
@@ -326,9 +327,9 @@ def losses(cluster: Cluster) -> list[tuple[int, float]]:
     return [(event["step"], event["loss"]) for event in cluster.of_kind("step")]
 
 
-def undisturbed(folder: Path, steps: int) -> dict[int, float]:
-    """Losses by step of one worker that nobody disturbs."""
-    with running(folder, 1, 1) as (cluster, _):
+def undisturbed(folder: Path, steps: int, workers: int) -> dict[int, float]:
+    """Losses by step of so many workers that nobody disturbs."""
+    with running(folder, workers, workers) as (cluster, _):
         if not cluster.until(lambda: cluster.step() >= steps, START_SECONDS + 2.0 * steps):
             raise RuntimeError(f"the undisturbed run made {cluster.step()} of {steps} steps")
     return dict(losses(cluster))
@@ -336,6 +337,18 @@ def undisturbed(folder: Path, steps: int) -> dict[int, float]:
 
 def gap(made: Sequence[tuple[int, float]], calm: dict[int, float]) -> float:
     return max((abs(loss / calm[step] - 1) for step, loss in made), default=0.0)
+
+
+def parting(made: Sequence[tuple[int, float]], calm: dict[int, float]) -> dict[str, int]:
+    """From which step on two runs are apart by more than 1e-7, 1e-6 and so on. Rounding grows from step to step; a sample that
+    is left out or counted twice shows as decades that are passed at once."""
+    passed: dict[str, int] = {}
+    for step, loss in sorted(made):
+        apart = abs(loss / calm[step] - 1)
+        for decade in range(-7, 1):
+            if apart > 10.0**decade:
+                passed.setdefault(f"1e{decade}", step)
+    return passed
 
 
 def measure(folder: Path, faults: int, seed: int) -> dict[str, Any]:
@@ -346,7 +359,11 @@ def measure(folder: Path, faults: int, seed: int) -> dict[str, Any]:
         soak.heal_all()
     seconds = time.monotonic() - began
     made = losses(cluster)
-    calm = undisturbed(folder / "calm", max(step for step, _ in made))
+    steps = max(step for step, _ in made)
+    calm = undisturbed(folder / "calm", steps, 1)
+    # Rounding alone: as many workers as there are nodes, and no fault.
+    three = undisturbed(folder / "rounding", steps, NODES)
+    rounding = parting([(step, loss) for step, loss in three.items() if step <= steps], calm)
     until = soak.faults[min(LOSS_FAULTS, len(soak.faults)) - 1].step
     restored = Counter(event["source"] for event in cluster.of_kind("restored"))
     return {
@@ -362,9 +379,11 @@ def measure(folder: Path, faults: int, seed: int) -> dict[str, Any]:
         "redone": [fault.redone for fault in soak.faults],
         "restored": dict(restored),
         "worlds": len(cluster.of_kind("world")),
-        "steps": max(step for step, _ in made),
+        "steps": steps,
         "gap": gap([one for one in made if one[0] <= until], calm),
         "gap_all": gap(made, calm),
+        "parting": parting(made, calm),
+        "parting_by_rounding": rounding,
         "left": left,
         "growth": {
             role: {name: soak.growth(role, column) for column, name in enumerate(("rss", "threads", "fds"), 1)}
@@ -394,6 +413,8 @@ def report(taken: list[dict[str, Any]]) -> int:
         print(f"    injected {sample['injected']}; met {sample['met']}; state from {sample['restored']}")
         print(f"    to the next useful step: {describe(sample['to_useful'], 's')}; redone {sum(sample['redone'])}")
         print(f"    growth a fault {sample['growth']}; left {sample['left']}; loss over all: {sample['gap_all']:.3g}")
+        print(f"    apart from one worker, from step: {sample['parting']}")
+        print(f"    the same, {NODES} workers undisturbed:  {sample['parting_by_rounding']}")
     faults = sum(sample["faults"] for sample in taken)
     left = sum(len(sample["left"][name]) for sample in taken for name in ("processes", "ports", "files"))
     verdicts = [
