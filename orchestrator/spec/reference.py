@@ -27,6 +27,7 @@ from orchestrator.spec.values import (
     EvalCadence,
     FilterValue,
     MicroBatch,
+    ReplicationCadence,
     Warmup,
 )
 
@@ -37,6 +38,7 @@ _NAMED: tuple[tuple[Any, str], ...] = (
     (CheckpointCadence, "whole number, duration or Auto"),
     (Warmup, "fraction or whole number"),
     (MicroBatch, "whole number or Auto"),
+    (ReplicationCadence, "whole number or Auto"),
     (EvalCadence, "whole number or epoch"),
     (AllowedSizes, "Auto, PowerOfTwo or list of whole numbers"),
     (DeepSpeedConfig, "preset, path or mapping"),

@@ -233,6 +233,11 @@ MicroBatch = Annotated[
     PlainValidator(whole_number_or(("Auto",), 1, "samples")),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "Auto"}]}),
 ]
+ReplicationCadence = Annotated[
+    int | str,
+    PlainValidator(whole_number_or(("Auto",), 1, "steps")),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "Auto"}]}),
+]
 EvalCadence = Annotated[
     int | str,
     PlainValidator(whole_number_or(("epoch",), 1, "steps")),

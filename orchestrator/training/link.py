@@ -84,8 +84,8 @@ class Memory(Protocol):
         """Publish after every so many steps. Rank 0's number counts."""
         ...
 
-    def open(self, layout: Sequence[Place], nbytes: int) -> None:
-        """Say how large a shard is and where its parts lie. Once, before `buffer`."""
+    def open(self, layout: Sequence[Place], nbytes: int, *, every: int | None = None) -> None:
+        """Say how large a shard is and where its parts lie. Once, before `buffer`. `every`: fixes that number."""
         ...
 
     def settle(self) -> bool:

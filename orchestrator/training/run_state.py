@@ -171,12 +171,13 @@ class RunState:
 
     # ---- memory that outlives the rank
 
-    def keep_in(self, memory: Memory) -> None:
-        """Make ready to publish into `memory`. After what the run begins from is there."""
+    def keep_in(self, memory: Memory, every: int | None = None) -> None:
+        """Make ready to publish into `memory`, every so many steps if that is said. After what the run begins from is
+        there."""
         self._with_frozen = any(self._peers.gather(self._engine.frozen_moved))
         self._shard = Packed(self._torch, self._engine.to_save(), MEMORY, () if self._with_frozen else (FROZEN,))
         self._memory = memory
-        memory.open(self._shard.layout.fragments, self._shard.layout.total_bytes)
+        memory.open(self._shard.layout.fragments, self._shard.layout.total_bytes, every=every)
 
     def publish(self, step: int, where: Mapping[str, Any]) -> None:
         """Copy this rank's shard of `step`. No collective; may wait, as `Memory.buffer` says."""

@@ -141,7 +141,7 @@ class Trainer:
         if self.unfinished is None:
             self.progress.reports.kept.clear()
         if self.memory is not None:
-            self.state.keep_in(self.memory)
+            self.state.keep_in(self.memory, self.assignment.spec.checkpoint.replicate_every_steps)
         self.reporter.first(
             "plan",
             total_steps=self.total_steps,

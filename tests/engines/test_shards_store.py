@@ -307,10 +307,11 @@ def test_what_is_forgotten_is_gone_and_not_taken_again() -> None:
 def test_admission_is_once_for_a_rank_of_a_generation() -> None:
     """A rank that has memory is not given another; the number of steps between shards can be fixed."""
     with stores(1) as (store,):
-        grant = store.admit(1, 0, 1, replica=None, source=None, every=4)
+        grant = store.admit(1, 0, 1, replica=None, source=None)
         with pytest.raises(ValueError, match="already"):
             store.admit(1, 0, 1, replica=None, source=None)
         memory = Memory(grant, SystemClock())
+        memory.open((), 0, every=4)
         assert memory.every == 4
         assert store.numbers()[0].alone_because == "the job has no other node"
         memory.close()

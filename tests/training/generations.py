@@ -98,7 +98,8 @@ class FileMemory:
         self._layout: list[Any] = []
         self._buffer = bytearray()
 
-    def open(self, layout: Sequence[Place], nbytes: int) -> None:
+    def open(self, layout: Sequence[Place], nbytes: int, *, every: int | None = None) -> None:
+        self.every = every or self.every
         self._folder.mkdir(parents=True)
         self._layout = [(p.name, p.kind, p.dtype, p.start, p.end, p.offset) for p in layout]
         self._buffer = bytearray(nbytes)

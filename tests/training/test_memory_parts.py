@@ -42,7 +42,7 @@ class Memory:
         self.room = bytearray()
         self.document: dict[str, Any] = {}
 
-    def open(self, layout: Sequence[Place], nbytes: int) -> None:
+    def open(self, layout: Sequence[Place], nbytes: int, *, every: int | None = None) -> None:
         self.layout, self.room = list(layout), bytearray(nbytes)
 
     def settle(self) -> bool:

@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock
+from orchestrator.platforms.engines.native.priority import stand_back
 from orchestrator.platforms.engines.native.segments import NotASegment, Published, Segment, path_of
 from orchestrator.platforms.engines.native.wire import Address, Description, Line, Name, Refused
 
@@ -156,6 +157,7 @@ class Courier:
         self._thread.join()
 
     def _run(self) -> None:
+        stand_back()
         bell = select.poll()
         bell.register(self._bells.agent, select.POLLIN)
         wait_ms: float | None = None

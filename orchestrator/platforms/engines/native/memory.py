@@ -86,7 +86,7 @@ class Memory:
         self._poll = select.poll()
         self._poll.register(self._answer, select.POLLIN)
         self._sequence = 0
-        self._pace = Pace(grant["every"])
+        self._pace = Pace()
         self._rank, self._paired, self._tell = grant["rank"], grant["paired"], tell
         self._told_alone = False
         self._taken: tuple[int, int, int] | None = None
@@ -119,9 +119,19 @@ class Memory:
         """True while only this node has what was published last: there is no neighbour, or it does not answer."""
         return self._segment.alone or self._given_up == self._sequence
 
-    def open(self, layout: Sequence[Ranged], nbytes: int, fixed: Mapping[str, Any] | None = None) -> None:
+    def open(
+        self,
+        layout: Sequence[Ranged],
+        nbytes: int,
+        fixed: Mapping[str, Any] | None = None,
+        *,
+        every: int | None = None,
+    ) -> None:
         """Say what the shard looks like; once. `nbytes`: its size. `fixed`: what is the same in every document, such as the
-        list of parameters; it is handed over once. Raises ValueError for a range that does not lie within the shard."""
+        list of parameters; it is handed over once. `every`: steps from one shard to the next; None: found by measuring.
+        Raises ValueError for a range that does not lie within the shard."""
+        if every is not None:
+            self._pace.fix(every)
         rows = []
         for item in layout:
             end = item.offset + (item.end - item.start) * ITEM_BYTES[item.dtype] if item.dtype in ITEM_BYTES else -1
@@ -137,6 +147,12 @@ class Memory:
         a dead neighbour must not stop a healthy rank, the coordinator will have found it dead by then. That the rank goes
         on without a second copy, and that it has one again, is told as a line of its log.
         """
+        ended_ns, waited_ns = self._clock.monotonic_ns(), self._wait_ns
+        held = self._held()
+        self._pace.stepped(ended_ns, self._wait_ns - waited_ns)
+        return held
+
+    def _held(self) -> bool:
         held = self._settled()
         if self._paired and held == self._told_alone:
             self._told_alone = not held
@@ -173,7 +189,7 @@ class Memory:
 
         The bytes are those of an older shard, not zeros. Whatever is written is seen by nobody before `publish`.
         """
-        self.settle()
+        self._held()
         slot = self._segment.take()
         self._taken = step, slot, self._clock.monotonic_ns()
         return self._segment.data(slot)
@@ -203,6 +219,7 @@ class Memory:
             "bytes": self._segment.nbytes,
             "seconds": pace.copy_seconds,
             "ship_seconds": pace.ship_seconds,
+            "slower_seconds": pace.slower_seconds,
             "step_seconds": pace.step_seconds,
             "because": pace.because,
             "at_ns": self._clock.now_ns(),

@@ -1,7 +1,8 @@
-"""Standbys warm up behind those that train: with a lower claim to the processors, where that can be taken back.
+"""Standbys warm up, and copies are shipped, behind those that train: with a lower claim to the processors.
 
 Whoever lowers its claim may not raise it again without a right (CAP_SYS_NICE, or a limit RLIMIT_NICE that allows it), and
-a rank that stayed behind would hold the whole gang up. So without that right nothing is done.
+a rank that stayed behind would hold the whole gang up. So standbys do nothing without that right. Threads that ship never want
+it back.
 
 Where the kernel groups processes by session (autogroup), the group's claim counts and not the process's; a worker leads a
 session of its own, so both are set. Limits: Linux counts by thread; all threads of the process get their claim back, what
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,12 @@ BEHIND = 5
 """Steps of niceness. Five give a standby a quarter of a processor that a rank wants too. With ten, a tenth, a standby is not
 ready yet when the next worker is lost, which costs more than what it takes from the steps."""
 CAP_SYS_NICE = 23
+
+
+def stand_back() -> None:
+    """The calling thread stays behind the ranks from now on, for good: for threads that do nothing else than ship copies."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, max(niceness, BEHIND)))
 
 
 @contextlib.contextmanager

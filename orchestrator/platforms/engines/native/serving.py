@@ -14,6 +14,7 @@ import threading
 from typing import Any, Protocol
 
 from orchestrator.platforms.engines.native import wire
+from orchestrator.platforms.engines.native.priority import stand_back
 from orchestrator.platforms.engines.native.wire import Address, Description, Garbled, Name, Refused, number
 
 MOST_CONNECTIONS = 512
@@ -155,6 +156,7 @@ class Server:
                 wire.send(line, {"length": length})
                 line.sendall(data[offset : offset + length])
             case "put":
+                stand_back()
                 self._take(line, head, name)
             case other:
                 raise Refused(f"this version does not know {other!r}")

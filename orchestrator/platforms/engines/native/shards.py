@@ -79,11 +79,9 @@ class ShardStore:
         *,
         replica: Address | None,
         source: Mapping[str, Any] | None,
-        every: int | None = None,
     ) -> dict[str, Any]:
         """Memory for a rank of this node in a new world. What comes back is JSON and belongs into the rank's `Memory`; it
-        holds the token, so it must not be logged. `replica` and `source` are those of the plan;
-        `every` fixes the steps from one shard to the next, which are otherwise found by measuring.
+        holds the token, so it must not be logged. `replica` and `source` are those of the plan.
 
         Raises ValueError when the rank has some already, OSError when the system gives none.
         """
@@ -109,7 +107,6 @@ class ShardStore:
             "bell": up,
             "answer": down,
             "source": dict(source) if source is not None else None,
-            "every": every,
             "paired": replica is not None,
             "near": list(self.address),
             "token": self._token,
