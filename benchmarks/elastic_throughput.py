@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks._gate import Gate
 from benchmarks._native_attempt import Run
 from benchmarks.harness import REPOSITORY, Samples, Verdict, arguments, conclude, describe, median_ratio, quiet
+from orchestrator.platforms.engines.native.pace import TRYING
 from orchestrator.platforms.engines.native.processes import LocalAgents
 
 JOB = REPOSITORY / "benchmarks" / "elastic_throughput.yaml"
@@ -59,7 +60,8 @@ def settle(run: Run, gate: Gate) -> None:
     end = time.monotonic() + SETTLE_SECONDS
     while True:
         gate.window()
-        if run.rows()[-1]["size"] == WORKERS and run.told("replication") and run.settled(WORKERS):
+        decided = [told for told in run.told("replication") if not told["because"].startswith(TRYING)]
+        if run.rows()[-1]["size"] == WORKERS and decided and run.settled(WORKERS):
             return
         if time.monotonic() > end:
             raise TimeoutError(

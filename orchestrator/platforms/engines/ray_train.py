@@ -87,7 +87,7 @@ ANSWER_SECONDS = 5.0
 
 RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # for its placement alone; Ray waits 60 s for nodes that are gone
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # notices are the platform adapters' business
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # it takes the root logger's handlers away

@@ -20,6 +20,8 @@ WINDOW = 50
 """Publications from one decision to the next."""
 TRIAL = 12
 """Publications of every second step that tell what shipping costs."""
+TRYING = "for a while"
+"""Begins the reason of a number that is only tried."""
 AGAIN = 2.0
 """Shipping that takes so many times as long as when it was tried is tried again."""
 NEGLIGIBLE_SECONDS = 0.001
@@ -86,7 +88,7 @@ class Pace:
     def _decide(self) -> None:
         if self._worth_a_trial():
             self._trial, self._tried_ship_seconds = True, self.ship_seconds
-            self.every, self.because = 2, "for a while, to see by how much shipping slows the steps down"
+            self.every, self.because = 2, f"{TRYING}, to see by how much shipping slows the steps down"
             return
         held_up = max(self.copy_seconds, self.slower_seconds or 0.0)
         costs = held_up if held_up > NEGLIGIBLE_SECONDS else 0.0, self.ship_seconds, self.step_seconds
