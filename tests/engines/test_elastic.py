@@ -26,7 +26,13 @@ class Job:
     """An attempt on nodes of one slot each."""
 
     def __init__(
-        self, nodes: int, meeting: MeetingPlace, *, fits: int | None = None, slow_rank: int | None = None
+        self,
+        nodes: int,
+        meeting: MeetingPlace,
+        *,
+        fits: int | None = None,
+        slow_rank: int | None = None,
+        ranks_per_worker: int = 1,
     ) -> None:
         self.agents = LocalAgents(dict(os.environ), [1] * nodes, term_grace_seconds=4.0)
         judgements = Judgements(
@@ -50,7 +56,7 @@ class Job:
             attempt=1,
             workers=nodes,
             cpus_per_worker=1,
-            gpus_per_worker=0,
+            gpus_per_worker=0 if ranks_per_worker == 1 else ranks_per_worker,
             memory_bytes_per_worker=None,
             worker_loop="tests.cluster.loops:lockstep",
             assignment={
@@ -124,6 +130,29 @@ def test_a_node_comes_and_no_step_is_made_twice(meeting: MeetingPlace) -> None:
         job.attempt.until_steps(2)
         job.agents.add(1)
         job.attempt.until_steps(3)
+        assert job.attempt.steps_of_newest()[0]["step"] == job.attempt.last_step_before_newest() + 1
+        assert job.lost() == ["WorkerLost", "Joined"]
+        assert job.attempt.finish().reason == "Stopped"
+    finally:
+        job.attempt.close()
+
+
+def test_workers_of_two_ranks_go_and_come_whole(meeting: MeetingPlace) -> None:
+    """1. Two workers of two ranks each train, the ranks of one worker side by side. 2. One's node is killed with both of its
+    ranks: the copies were on the other node, so at most one step is made again. 3. Another node comes: four ranks, no step
+    twice."""
+    job = Job(2, meeting, ranks_per_worker=2)
+    try:
+        job.attempt.until_steps(4)
+        (world,) = job.attempt.of_kind("world")
+        nodes = [worker["node"] for worker in sorted(world["workers"], key=lambda each: each["rank"])]
+        assert world["world_size"] == 4
+        assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
+        job.kill_node_of_rank(0)
+        job.attempt.until_steps(2)
+        assert job.attempt.steps_of_newest()[0]["step"] >= job.attempt.last_step_before_newest()
+        job.agents.add(1)
+        job.attempt.until_steps(4)
         assert job.attempt.steps_of_newest()[0]["step"] == job.attempt.last_step_before_newest() + 1
         assert job.lost() == ["WorkerLost", "Joined"]
         assert job.attempt.finish().reason == "Stopped"
