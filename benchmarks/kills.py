@@ -1,9 +1,10 @@
 """SIGKILL at random moments of a real run: `make bench-kills`.
 
-For each victim (a worker, the driver, the controller, all of Ray) a job is submitted, attached, several times; at a step drawn
+For each victim (a worker, the driver, the controller, both at once, all of Ray) a job is submitted, attached, several times; at a step drawn
 from a seed the victim is killed. Then, for every run:
 
-1. the kill happened: the process is dead, and the story tells of a second attempt (for the controller: of a new epoch);
+1. the kill happened: the process is dead, and the story tells of a second attempt (for the controller: of a new epoch;
+   an elastic job's workers outlive both, in the first attempt);
 2. the job ends Succeeded, once, and the attached submit exits 0;
 3. every step of every attempt has the loss of an undisturbed run (relative gap at most 1e-6), and none is missing;
 4. money is conserved: the segments, recomputed from their times and the price, add up to the total, nothing is at risk;
@@ -42,11 +43,12 @@ from orchestrator.domain.money import cumulative_cost, parse_dollars
 from orchestrator.platforms.prices import load_prices
 
 JOB = REPOSITORY / "benchmarks" / "kills.yaml"
-VICTIMS = ("worker", "driver", "controller", "ray")
+TITLES = {"driver": "ray::DriverActor", "controller": "ray::ControllerActor"}
+VICTIMS = ("worker", "driver", "controller", "both", "both-elastic", "ray")
+"""`both`: driver and controller at once; `both-elastic`: those of a job whose workers outlive them."""
 TOLERANCE = 1e-6
 PATIENCE_SECONDS = 240.0
 LOOK_SECONDS = 0.05
-TITLES = {"driver": "ray::DriverActor", "controller": "ray::ControllerActor"}
 
 
 class Broken(AssertionError):
@@ -72,9 +74,10 @@ class World:
         """Every process of this home's Ray, by the mark in its environment."""
         return find(Home(self.folder))[1]
 
-    def submit(self, name: str) -> subprocess.Popen[str]:
+    def submit(self, name: str, *more: str) -> subprocess.Popen[str]:
         """An attached submit, as a user would have it in a terminal."""
         command = [sys.executable, "-m", "orchestrator.cli.main", "submit", str(JOB), "--set", f"metadata.name={name}"]
+        command += [part for each in more for part in ("--set", each)]
         return subprocess.Popen(
             command,
             env=self.environ,
@@ -97,7 +100,7 @@ class World:
 
 def run_once(world: World, victim: str, name: str, at_step: int) -> dict[str, Any]:
     """One job with one kill; what was found. Raises `Broken` when a promise did not hold."""
-    attached = world.submit(name)
+    attached = world.submit(name, *(["spec.workers.min=1"] if victim == "both-elastic" else []))
     _wait_for_step(world, name, at_step, attached)
     epoch = world.client.info()["epoch"]
     gang = [rank["pid"] for rank in world.client.get("default", name)["status"]["workers"]["ranks"]]
@@ -124,9 +127,10 @@ def _inspect(world: World, victim: str, name: str, killed_ns: int, epoch: int, g
     _require(status["phase"] == "Succeeded", f"the job is {status['phase']}: {status['message']}")
     ends = [event for event in client.events("default", name) if event["phase"] == "Succeeded"]
     _require(len(ends) == 1, f"the job ended {len(ends)} times")
-    if victim == "controller":
+    if victim not in ("worker", "driver"):
         _require(client.info()["epoch"] > epoch, "the controller was not started anew")
-        _require(status["attempt"] == 1, "the workers did not survive the controller")
+    if victim in ("controller", "both-elastic"):
+        _require(status["attempt"] == 1, "the workers did not survive")
     else:
         _require(status["attempt"] >= 2, "there was no second attempt")
     rows = client.steps("default", name)
@@ -179,8 +183,9 @@ def _victims(world: World, victim: str, gang: list[int]) -> list[psutil.Process]
     processes = world.processes()
     if victim == "ray":
         return processes
-    chosen = [process for process in processes if TITLES[victim] in _title(process)]
-    _require(len(chosen) == 1, f"looked for one {victim}, found {chosen}")
+    titles = [TITLES[victim]] if victim in TITLES else list(TITLES.values())
+    chosen = [process for process in processes if any(title in _title(process) for title in titles)]
+    _require(len(chosen) == len(titles), f"looked for {titles}, found {chosen}")
     return chosen
 
 

@@ -196,8 +196,8 @@ class Controller:
         self._thread.start()
 
     def _take_up(self, record: JobRecord) -> None:
-        """A job that held machines when the last controller ended: its driver lives on, or the attempt is lost, or it was
-        never begun."""
+        """A job that held machines when the last controller ended: its driver lives on, or its workers alone do, or the
+        attempt is lost, or it was never begun."""
         state = record.state
         driver_id = self._host.adopt(record.uid, record.driver_seq)
         if driver_id is not None:
@@ -211,7 +211,10 @@ class Controller:
             if state.stopping is not None:
                 self._ask_to_stop(record.uid, state.attempt, save=state.stopping == TerminationReason.SUSPENDED)()
             return
-        if state.attempt_seen or state.stopping is not None:
+        goes_on = state.elastic and state.stopping is None and self._host.outlived(record.uid)
+        if goes_on:
+            log.info("the workers of %s/%s outlived their driver; another takes over", record.namespace, record.name)
+        if not goes_on and (state.attempt_seen or state.stopping is not None):
             event = AttemptEnded(
                 self.clock.now_ns(),
                 state.attempt,

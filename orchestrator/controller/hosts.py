@@ -59,6 +59,10 @@ class DriverHost(Protocol):
         """Take up again a driver that outlived an earlier controller; its id, or None when there is none."""
         ...
 
+    def outlived(self, uid: str) -> bool:
+        """Whether workers of the job go on without a driver, which one that is started will take over."""
+        ...
+
     def start(self, request: RunRequest, run_dir: Path) -> None:
         """Start an attempt, making the job's driver first if there is none. Twice is harmless."""
         ...
@@ -113,6 +117,9 @@ class LocalHost:
 
     def adopt(self, uid: str, after: int) -> str | None:
         return None
+
+    def outlived(self, uid: str) -> bool:
+        return False
 
     def start(self, request: RunRequest, run_dir: Path) -> None:
         with self._lock:

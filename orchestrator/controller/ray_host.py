@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import get_placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -194,6 +194,9 @@ class RayHost:
         try:
             driver_id: str = ray.get(handle.driver_id.remote(), timeout=ADOPT_SECONDS)
             request, run_dir = ray.get(handle.started.remote(), timeout=ADOPT_SECONDS)
+        except ActorDiedError:
+            self._tasks.put(lambda: self._leaving.add(uid))  # its name is not free yet
+            return None
         except RayError as error:
             log.warning("the driver of %s does not answer (%s), so it is ended", uid, _first_line(error))
             self._tasks.put(lambda: self._release(uid, handle))
@@ -206,6 +209,11 @@ class RayHost:
 
         self._tasks.put(take_up)
         return driver_id
+
+    def outlived(self, uid: str) -> bool:
+        from orchestrator.platforms.engines.native.ray_launcher import token_of
+
+        return token_of(uid, NAMESPACE) is not None
 
     def start(self, request: RunRequest, run_dir: Path) -> None:
         self._tasks.put(lambda: self._start(request, run_dir))

@@ -292,6 +292,17 @@ def test_a_lost_driver_loses_the_attempt_and_its_slots(world: World) -> None:
     assert attempts == {"1": 4, "2": 4}
 
 
+def test_workers_that_outlive_controller_and_driver_are_taken_over(world: World) -> None:
+    """Another driver is started for the attempt that they are in; there is no second attempt."""
+    submit(world, allowed=6)
+    at_step(world, 6)
+    world.workers_outlive = True
+    world.restart()
+    GATES["job"].open(1_000)
+    ended = world.until_phase("job", Phase.SUCCEEDED)
+    assert ended.state.attempt == 1
+
+
 def test_metrics_count_lost_worlds_by_reason(world: World) -> None:
     """A world that was lost is a preemption by its reason; one that was left on purpose is none."""
     sampler = Sampler(world.controller)

@@ -132,6 +132,15 @@ class FailingJournal(SqliteJournal):
         super().commit(commit)
 
 
+class _Host(LocalHost):
+    """Drivers in this process. They die with their controller; what their workers do is made up."""
+
+    workers_outlive = False
+
+    def outlived(self, uid: str) -> bool:
+        return self.workers_outlive
+
+
 class World:
     """One home, and a controller that can be ended and started again over it."""
 
@@ -142,6 +151,8 @@ class World:
         self.worker_loop = worker_loop
         self.engines: list[FakeEngine] = []
         self.fatal: list[Exception] = []
+        self.workers_outlive = False
+        """Whether workers of a job whose driver and controller are gone count as alive."""
         self.controller = self._start()
 
     def _make_engine(self) -> FakeEngine:
@@ -151,7 +162,8 @@ class World:
     def _start(self) -> Controller:
         clock = SystemClock()
         self.journal = FailingJournal(self.home.journal_file)
-        host = LocalHost(self._make_engine, clock, Room(self.cpus, 0))
+        host = _Host(self._make_engine, clock, Room(self.cpus, 0))
+        host.workers_outlive = self.workers_outlive
         controller = Controller(
             self.journal,
             host,
