@@ -55,11 +55,13 @@ def begin_bare(stage: int, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def settle(run: Run, gate: Gate) -> None:
-    """Let it step until the policy has chosen k for a world of all workers, and its standbys are ready."""
+def settle(run: Run, gate: Gate, rival: Gate) -> None:
+    """Let it step until the policy has chosen k for a world of all workers, and its standbys are ready. The rival takes its
+    turns here too, so that the engine knows how long a pause at the gate may last."""
     end = time.monotonic() + SETTLE_SECONDS
     while True:
         gate.window()
+        rival.window()
         decided = [told for told in run.told("replication") if not told["because"].startswith(TRYING)]
         if run.rows()[-1]["size"] == WORKERS and decided and run.settled(WORKERS):
             return
@@ -81,7 +83,7 @@ def take(samples: Samples, stage: int, missing: range) -> None:
         try:
             bare.window()
             run.begin(lambda request: LocalAgents(dict(os.environ), [1] * WORKERS))
-            settle(run, ours)
+            settle(run, ours, bare)
             for number in missing:
                 lost = len(run.told("world_lost"))
                 with samples.sample(f"ZeRO-{stage}") as sample:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.domain.notices import NoticeKind
@@ -450,6 +450,10 @@ class Cluster:
                 )
                 answer = m.Inventory(message.ticket, shards)
                 self._up(agent, lambda: self.feed(self.gang.heard(agent.agent, answer, self.now_ns)))
+            case m.Pair():
+                paired = agent.workers.get(message.worker)
+                if paired is not None and paired.plan is not None and paired.generation == message.generation:
+                    paired.plan = replace(paired.plan, replica=message.replica)
             case m.HandedOver():
                 assert message.node == agent.node
                 self.handed_over.append(agent.node)

@@ -277,6 +277,37 @@ def test_a_slot_that_is_needed_is_used_although_its_worker_did_not_answer() -> N
     assert cluster.members()[0].agent == first
 
 
+def test_a_world_on_one_node_keeps_copies_with_whoever_else_is_there() -> None:
+    """1. The gang shrinks to one worker of three nodes. 2. The agent that keeps its copies is lost: another gets them. 3. The
+    worker's own node is lost: the next world begins with the last step, from memory."""
+    cluster = three()
+    cluster.feed(cluster.gang.resize(1, cluster.now_ns))
+    cluster.until(lambda: cluster.steady(1) and cluster.steps.get(2, 0) > cluster.steps[1] + 1)
+    world = cluster.gang.world
+    assert world is not None
+    cluster.kill_node(cluster.agents[world.spares[0]])
+    before = cluster.steps[2]
+    cluster.until(lambda: cluster.steps[2] > before + 40)
+    cluster.kill_node(cluster.members()[0].agent)
+    done = cluster.steps[2]
+    cluster.until(lambda: cluster.steady(1) and cluster.gang.generation == 3)
+    assert cluster.started_from[3] == done
+
+
+def test_a_node_that_comes_late_keeps_copies_too() -> None:
+    """A world of one has nobody for its copies until a second node comes, before which the gang does not grow."""
+    cluster = Cluster((1,))
+    cluster.start("a")
+    cluster.until(lambda: cluster.steady(1) and cluster.steps.get(1, 0) >= 3)
+    cluster.start("b")
+    before = cluster.steps[1]
+    cluster.until(lambda: cluster.steps[1] > before + 40)
+    cluster.kill_node(agent_of(cluster, "a"))
+    done = cluster.steps[1]
+    cluster.until(lambda: cluster.steady(1) and cluster.gang.generation == 2)
+    assert cluster.started_from[2] == done
+
+
 def test_a_kill_ends_everything() -> None:
     """`end` ends a world in any state, and nothing of it is left."""
     cluster = three()

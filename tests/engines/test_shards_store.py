@@ -317,6 +317,23 @@ def test_admission_is_once_for_a_rank_of_a_generation() -> None:
         memory.close()
 
 
+def test_copies_go_to_another_neighbour_from_the_next_shard_on() -> None:
+    """A rank without a neighbour is given one, and later another: each holds the shards published since."""
+    with stores(3) as (here, second, third):
+        memory = rank_memory(here, generation=1, replica=None)
+        open_shard(memory, SHARD)
+        publish(memory, MODEL, SHARD, 1)
+        assert not memory.settle()
+        for step, store in ((2, second), (3, third)):
+            here.pair(1, 0, store.address)
+            publish(memory, MODEL, SHARD, step)
+            wait_for(lambda s=store, n=step: [held.step for held in s.inventory()] == [n], "the copy is there")  # type: ignore[misc]
+        here.pair(1, 0, None)
+        publish(memory, MODEL, SHARD, 4)
+        assert not memory.settle()
+        memory.close()
+
+
 def test_nothing_is_left_when_it_is_closed() -> None:
     """Stores, ranks, copies and readers come and go: no descriptor, no thread, no file in /dev/shm stays."""
 

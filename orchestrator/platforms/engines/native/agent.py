@@ -123,6 +123,8 @@ class StateMemory(Protocol):
         source: Mapping[str, Any] | None,
     ) -> dict[str, Any]: ...
     def inventory(self) -> Sequence[Any]: ...
+    def pair(self, generation: int, rank: int, replica: Address | None) -> None: ...
+
     def forget(self, generation: int, step: int) -> None: ...
     def close(self) -> None: ...
 
@@ -336,6 +338,8 @@ class Agent:
             case "ask_inventory":
                 self._tickets.append((message["ticket"], self._clock.monotonic_ns()))
                 self._answer_tickets(self._clock.monotonic_ns())
+            case "pair":
+                self._memory.pair(message["generation"], message["rank"], _address(message["replica"]))
             case "forget":
                 self._memory.forget(message["generation"], message["step"])
             case "handed_over":
@@ -387,13 +391,12 @@ class Agent:
         if generation <= self._aborted:
             worker.end(f"generation {generation} was given up")
             return
-        replica = message["replica"]
         try:
             grant = self._memory.admit(
                 generation,
                 message["rank"],
                 message["world_size"],
-                replica=None if replica is None else (replica[0], replica[1]),
+                replica=_address(message["replica"]),
                 source=message["source"],
             )
         except (OSError, ValueError) as error:
@@ -627,6 +630,10 @@ class Agent:
 def encode_config(config: AgentConfig) -> bytes:
     """What goes into the standard input of an agent's process."""
     return json.dumps(asdict(config)).encode()
+
+
+def _address(said: Sequence[Any] | None) -> Address | None:
+    return None if said is None else (said[0], said[1])
 
 
 def coordinator_of(config: AgentConfig) -> Callable[[], Address | None]:

@@ -20,6 +20,7 @@ from orchestrator.platforms.engines.native.segments import NotASegment, Publishe
 from orchestrator.platforms.engines.native.wire import Address, Description, Line, Name, Refused
 
 RETRY_SECONDS = 0.5
+_NO_NEIGHBOUR = "the job has no other node"
 
 
 class Bells:
@@ -126,8 +127,10 @@ class Courier:
         self._seen = 0
         self._hashes: dict[int, tuple[str, ...]] = {}
         self._closing = False
+        self._next: tuple[Address | None] | None = None
+        """Another neighbour, which the thread has not turned to yet."""
         if neighbour is None:
-            self._say_alone("the job has no other node")
+            self._say_alone(_NO_NEIGHBOUR)
         self._thread = threading.Thread(target=self._run, name=f"courier-{rank}", daemon=True)
         self._thread.start()
 
@@ -140,6 +143,12 @@ class Courier:
         with self._lock:
             return self._hashes.get(shard.check)
 
+    def pair(self, neighbour: Address | None) -> None:
+        """Take the copies to this memory server from the next shard on; None: to none."""
+        self._next = (neighbour,)
+        self._cut()
+        self._bells.ring_agent()
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -147,10 +156,13 @@ class Courier:
     def stop(self) -> None:
         """Ask the thread to end; does not wait for it."""
         self._closing = True
+        self._cut()
+        self._bells.ring_agent()
+
+    def _cut(self) -> None:
         line = self._line
         if line is not None:
             line.cut()
-        self._bells.ring_agent()
 
     def join(self) -> None:
         """Wait until it has ended: after `stop` at most as long as it takes to give up a connection that is being made."""
@@ -176,6 +188,7 @@ class Courier:
     def _carry(self) -> bool:
         """Ship the newest shard unless the neighbour has it. False when that has to be tried again."""
         began_ns = self._clock.monotonic_ns()
+        self._turn()
         try:
             newest = next(iter(self._segment.published()), None)
         except NotASegment as error:
@@ -217,6 +230,16 @@ class Courier:
             while len(self._hashes) > segment.slots:
                 del self._hashes[next(iter(self._hashes))]
         return True
+
+    def _turn(self) -> None:
+        """To another neighbour, if there is to be one. What the one before has stays acknowledged; it is told with the next
+        shard whether this one takes copies."""
+        turned, self._next = self._next, None
+        if turned is not None and turned[0] != self._neighbour:
+            self._hang_up()
+            (self._neighbour,) = turned
+            if self._neighbour is None:
+                self._say_alone(_NO_NEIGHBOUR)
 
     def _hang_up(self) -> None:
         if self._line is not None:

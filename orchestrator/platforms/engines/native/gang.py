@@ -29,7 +29,7 @@ from orchestrator.platforms.engines.native.adoption import Adoption
 from orchestrator.platforms.engines.native.batches import OUT_OF_MEMORY, Batches
 from orchestrator.platforms.engines.native.causes import REGROUPED, RETIRED, SUCCEEDED, WORKER_LOST, Cause
 from orchestrator.platforms.engines.native.commands import Command, Dismiss, End, Report, SaveNow, Tell, Want
-from orchestrator.platforms.engines.native.founding import found
+from orchestrator.platforms.engines.native.founding import found, pair_anew
 from orchestrator.platforms.engines.native.hangs import HangWatch, Verdict
 from orchestrator.platforms.engines.native.messages import (
     LEFT,
@@ -507,6 +507,7 @@ class Gang:
             return
         if self._hangs_here(world) or self._stopped_ones(world):
             return
+        self._commands += pair_anew(self.roster, world, self._now_ns)
         self._tidying.look(world, self._now_ns)
         if world.settled:
             for agent in self.warnings.handed_over(self.roster.agents.values(), world.nodes, self._now_ns):
@@ -598,6 +599,8 @@ class Gang:
         stopped = [worker for worker in there if worker.stopped_ns > self.limits.stopped_ns]
         meant = stopped or [worker for worker in there if worker.quiet_ns > self.limits.quiet_ns]
         if meant:
+            for worker in meant:
+                self._report(kind="hung", worker=worker.worker, rank=worker.rank, stack=hangs.NO_ANSWER)
             self._commands += self.roster.suspect(self._now_ns, meant)
             ranks = ", ".join(str(worker.rank) for worker in meant)
             longest_ns = max(worker.stopped_ns if stopped else worker.quiet_ns for worker in meant)

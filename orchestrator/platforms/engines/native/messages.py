@@ -367,11 +367,22 @@ class HandedOver:
     node: str
 
 
-ToAgent = Spawn | Plan | Regroup | Abort | Kill | Dump | AskInventory | Forget | HandedOver
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The copies of this member's shard go to another memory from its next shard on; None: to none."""
+
+    worker: str
+    generation: int
+    rank: int
+    replica: Address | None
+
+
+ToAgent = Spawn | Plan | Pair | Regroup | Abort | Kill | Dump | AskInventory | Forget | HandedOver
 
 _KINDS: dict[type, str] = {
     Spawn: "spawn",
     Plan: "plan",
+    Pair: "pair",
     Regroup: "regroup",
     Abort: "abort",
     Kill: "kill",

@@ -157,6 +157,8 @@ class World:
     planned_ns: int
     ends: dict[int, Left] = field(default_factory=dict)
     """How ranks left, by rank."""
+    spares: dict[int, str] = field(default_factory=dict)
+    """Agents without members that keep copies, by the rank that has no other node's member for it."""
     stepped: bool = False
     settled: bool = False
     """Older state was let go."""
@@ -331,6 +333,11 @@ class Roster:
             for agent in self.agents.values()
             if not self._warnings.leaving((agent.node,), now_ns) and self._judgements.usable(agent.node, now_ns)
         ]
+
+    def spare(self, member: Member, now_ns: int) -> AgentSeen | None:
+        """Who keeps copies for a member whose world is on no other node: the agent that has been there longest."""
+        elsewhere = [agent for agent in self.usable(now_ns) if agent.node != member.node]
+        return min(elsewhere, key=lambda agent: agent.order, default=None)
 
     def room(self, now_ns: int, *states: str, without: Collection[str] = ()) -> int:
         """Workers that a world could have, out of standbys in these states; `without` some nodes."""

@@ -129,6 +129,13 @@ class ShardStore:
         ]
         return sorted(found, key=lambda held: (-held.generation, -held.step, held.rank, not held.own))
 
+    def pair(self, generation: int, rank: int, replica: Address | None) -> None:
+        """Copies of the rank's shards go to another agent from the next one on; None: to none."""
+        with self._lock:
+            mine = self._own.get((generation, rank))
+        if mine is not None:
+            mine.courier.pair(replica)
+
     def forget(self, generation: int, step: int) -> None:
         """No state older than `step` of `generation` is needed any more: shards of generations before it go, and none of
         them is taken again. Within the generation each rank's own slots go round, so nothing has to be done."""

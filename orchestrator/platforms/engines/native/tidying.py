@@ -40,7 +40,7 @@ class Tidying:
         if self._memories.answered:
             whole = self._memories.newest(self._roster.addresses)
             self._memories.clear()
-            alone = len(world.nodes) == 1
+            alone = len(world.nodes) == 1 and not world.spares
             if whole is not None and whole.generation == world.generation and (alone or sources.doubled(whole)):
                 world.settled = True
                 for agent in self._roster.agents:
