@@ -73,6 +73,16 @@ def test_quantities_beside_their_texts() -> None:
     assert parse_text(JOB).spec.checkpoint.every_steps == 100
 
 
+def test_steps_between_copies_are_a_number_or_auto() -> None:
+    """`Auto` leaves the number to what is measured; what is no whole number from 1 on is refused, with what to write."""
+    assert parse_text(JOB).spec.checkpoint.replicate_every_steps is None
+    assert parse_text(JOB + "  checkpoint: {replicateEvery: 4}\n").spec.checkpoint.replicate_every_steps == 4
+    for wrong in ("0", "2.5", "true", "auto"):
+        (told,) = problems(JOB + f"  checkpoint: {{replicateEvery: {wrong}}}\n")
+        assert "spec.checkpoint.replicateEvery" in told
+        assert "write" in told
+
+
 def test_world_size_counts_ranks() -> None:
     """A worker has one rank for each GPU, or one without GPUs."""
     assert parse_text(JOB + "  workers: {min: 2}\n").spec.workers.world_size == 2
