@@ -271,8 +271,8 @@ def test_a_slot_that_is_needed_is_used_although_its_worker_did_not_answer() -> N
     for size in (2, 1, 1):
         stopped = cluster.members()[0]
         stopped.frozen, cluster.stopped[stopped.worker] = True, cluster.now_ns
-        generation = cluster.gang.generation
-        cluster.until(lambda g=generation: cluster.gang.generation > g and cluster.steady(), seconds=6)  # type: ignore[misc]
+        cluster.until(lambda: cluster.gang.state is not State.STEADY, seconds=4)
+        cluster.until(cluster.steady, seconds=3)
         assert cluster.steady(size)
     assert cluster.members()[0].agent == first
 

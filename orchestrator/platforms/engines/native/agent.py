@@ -55,7 +55,8 @@ RETURN_SECONDS = 10.0
 """From the end of a member's world until it is ready for another."""
 MEMORY_LOOK_SECONDS = 1.0
 KERNEL_LOOK_SECONDS = 0.5
-"""Between two looks at what the kernel tells of workers: whether they are stopped, or wait for a processor; far below the shortest time after which one hangs."""
+"""Between two looks at what the kernel tells of workers: whether they are stopped, or wait for a processor; far below the
+shortest time after which one hangs."""
 SETTLE_SECONDS = 0.01
 """From SIGKILL to the inventory, when the kernel is slower to take a large process down (tens of milliseconds). A thread with
 that signal executes nothing any more once it is interrupted, which takes microseconds; and to spoil what the inventory tells,

@@ -145,7 +145,8 @@ class Courier:
 
     def pair(self, neighbour: Address | None) -> None:
         """Take the copies to this memory server from the next shard on; None: to none."""
-        self._next = (neighbour,)
+        with self._lock:
+            self._next = (neighbour,)
         self._cut()
         self._bells.ring_agent()
 
@@ -234,7 +235,8 @@ class Courier:
     def _turn(self) -> None:
         """To another neighbour, if there is to be one. What the one before has stays acknowledged; it is told with the next
         shard whether this one takes copies."""
-        turned, self._next = self._next, None
+        with self._lock:
+            turned, self._next = self._next, None
         if turned is not None and turned[0] != self._neighbour:
             self._hang_up()
             (self._neighbour,) = turned
