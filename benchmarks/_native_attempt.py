@@ -57,8 +57,9 @@ def elastic_request(loaded: TrainingJob, job: Path, folder: Path, uid: str, loop
 class Run:
     """The attempt, and what it told."""
 
-    def __init__(self, job: str | Path, stage: int, folder: Path, loop: str = WORKER_LOOP) -> None:
-        loaded = load_file(str(job), [f"spec.deepspeed.stage={stage}"])
+    def __init__(self, job: str | Path, fields: Sequence[str], folder: Path, loop: str = WORKER_LOOP) -> None:
+        """`fields` of the job's file are set anew, as `--set` does."""
+        loaded = load_file(str(job), fields)
         self._events: list[Mapping[str, Any]] = []
         self._worlds: dict[int, Mapping[str, Any]] = {}
         self._begun: list[tuple[int, int]] = []

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--story", action="store_true", help="print what the engine told, too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-native-", ignore_cleanup_errors=True) as folder:
-        run = Run(given.job, given.stage, Path(folder))
+        run = Run(given.job, [f"spec.deepspeed.stage={given.stage}"], Path(folder))
         try:
             for result in play(
                 programme(given.events),

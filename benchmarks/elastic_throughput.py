@@ -6,7 +6,9 @@ seconds apart, and the sample costs no start. On the engine's side everything is
 neighbour every k steps (k as the policy chose; told), a standby beside each worker, heartbeats, the store. Windows count
 once the policy has chosen k, and the standbys are ready.
 
-Bar: median ratio of at least 0.95 at each stage over at least 10 pairs, with its interval; goal 0.98. About 7 minutes.
+Bar: median ratio of at least 0.95 at each stage over at least 10 pairs, with its interval; goal 0.98. About 25 minutes.
+
+A copy costs by the state, a step by the batch: `--batch 4` shows the ratio where a step has least to do beside it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from orchestrator.platforms.engines.native.processes import LocalAgents
 JOB = REPOSITORY / "benchmarks" / "elastic_throughput.yaml"
 STAGES = (1, 2, 3)
 WORKERS = 2
+BATCH = 16
 UNCOUNTED = 3
 BAR, GOAL = 0.95, 0.98
 SETTLE_SECONDS = 240.0
@@ -42,12 +45,21 @@ def steps_per_second(ends_ns: Sequence[int]) -> float:
     return (len(measured) - 1) / ((measured[-1] - measured[0]) / 1e9)
 
 
-def begin_bare(stage: int, folder: Path) -> subprocess.Popen[bytes]:
+def fields(stage: int, batch: int) -> list[str]:
+    """Of the job's file, set anew on both sides."""
+    return [f"spec.deepspeed.stage={stage}", f"spec.training.globalBatchSize={batch}"]
+
+
+def kind(stage: int, batch: int) -> str:
+    return f"ZeRO-{stage}, batch {batch}"
+
+
+def begin_bare(stage: int, batch: int, folder: Path) -> subprocess.Popen[bytes]:
     script = REPOSITORY / "benchmarks" / "_bare.py"
     return subprocess.Popen(
         [
             str(Path(sys.executable).with_name("torchrun")),
-            *("--nproc_per_node", str(WORKERS), str(script), str(JOB), str(folder), f"spec.deepspeed.stage={stage}"),
+            *("--nproc_per_node", str(WORKERS), str(script), str(JOB), str(folder), *fields(stage, batch)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
@@ -71,22 +83,22 @@ def settle(run: Run, gate: Gate, rival: Gate) -> None:
             )
 
 
-def take(samples: Samples, stage: int, missing: range) -> None:
+def take(samples: Samples, stage: int, batch: int, missing: range) -> None:
     """The pairs of one stage, of one run on each side."""
     with tempfile.TemporaryDirectory(prefix="bench-elastic-throughput-", ignore_cleanup_errors=True) as name:
         theirs, mine = Path(name) / "bare", Path(name) / "ours"
         theirs.mkdir()
         mine.mkdir()
         bare, ours = Gate(theirs), Gate(mine)
-        run = Run(JOB, stage, mine, "benchmarks._gate:run")
-        rival = begin_bare(stage, theirs)
+        run = Run(JOB, fields(stage, batch), mine, "benchmarks._gate:run")
+        rival = begin_bare(stage, batch, theirs)
         try:
             bare.window()
             run.begin(lambda request: LocalAgents(dict(os.environ), [1] * WORKERS))
             settle(run, ours, bare)
             for number in missing:
                 lost = len(run.told("world_lost"))
-                with samples.sample(f"ZeRO-{stage}") as sample:
+                with samples.sample(kind(stage, batch)) as sample:
                     sides = {"bare": bare, "ours": ours}
                     for side in sides if number % 2 else reversed(sides):
                         sample[side] = steps_per_second(sides[side].window())
@@ -94,7 +106,7 @@ def take(samples: Samples, stage: int, missing: range) -> None:
                     sample |= {"every": told["every"], "replicated_bytes": told["bytes"], "began": mine.parent.name}
                     if len(run.told("world_lost")) != lost:
                         sys.exit(f"the world was lost beside a window: {run.told('world_lost')[-1]}")
-                print(f"ZeRO-{stage} pair {number}: {json.dumps(sample)}", flush=True)
+                print(f"{kind(stage, batch)}, pair {number}: {json.dumps(sample)}", flush=True)
         finally:
             rival.terminate()
             run.finish()
@@ -104,28 +116,31 @@ def take(samples: Samples, stage: int, missing: range) -> None:
 def main() -> int:
     parser = arguments(__doc__, samples=10)
     parser.add_argument("--stage", type=int, choices=STAGES, help="one ZeRO stage (default all)")
+    parser.add_argument(
+        "--batch", type=int, default=BATCH, help=f"samples of a step, over both workers (default {BATCH})"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     samples = Samples("elastic_throughput")
     stages = [stage for stage in STAGES if given.stage in (None, stage)]
     for stage in stages:
-        if missing := samples.missing(f"ZeRO-{stage}", given.samples):
-            take(samples, stage, missing)
-    return report({stage: samples.rows(f"ZeRO-{stage}") for stage in stages})
+        if missing := samples.missing(kind(stage, given.batch), given.samples):
+            take(samples, stage, given.batch, missing)
+    return report({name: samples.rows(name) for name in (kind(stage, given.batch) for stage in stages)})
 
 
-def report(taken: dict[int, list[dict[str, Any]]]) -> int:
+def report(taken: dict[str, list[dict[str, Any]]]) -> int:
     verdicts = []
-    for stage, rows in taken.items():
+    for name, rows in taken.items():
         pairs = [(row["sample"]["ours"], row["sample"]["bare"]) for row in rows]
         ratio = median_ratio(pairs, random.Random(0))
-        print(f"ZeRO-{stage}: {sum(quiet(row) for row in rows)} of {len(rows)} began on a quiet machine")
+        print(f"{name}: {sum(quiet(row) for row in rows)} of {len(rows)} began on a quiet machine")
         print(f"    bare torchrun  {describe([bare for _, bare in pairs], 'steps/s')}")
         print(f"    orchestrate    {describe([ours for ours, _ in pairs], 'steps/s')}")
         print(
             f"    a copy every   {sorted({row['sample']['every'] for row in rows})} steps; goal {GOAL:g}; ratio {ratio}"
         )
-        verdicts.append(Verdict(f"throughput ratio, ZeRO-{stage}", BAR, ratio.estimate, "", ratio.pairs, at_most=False))
+        verdicts.append(Verdict(f"throughput ratio, {name}", BAR, ratio.estimate, "", ratio.pairs, at_most=False))
     return conclude(verdicts)
 
 

@@ -45,7 +45,7 @@ def live(steps: int, seed: int) -> dict[str, Any]:
         [sys.executable, "-m", "benchmarks._noise", str(seed)], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     with tempfile.TemporaryDirectory(prefix="bench-hangs-", ignore_cleanup_errors=True) as folder:
-        run = Run(JOB, 1, Path(folder))
+        run = Run(JOB, ["spec.deepspeed.stage=1"], Path(folder))
         try:
             run.begin(lambda request: LocalAgents(dict(os.environ), [1] * WORKERS))
             end = time.monotonic() + PATIENCE_SECONDS
