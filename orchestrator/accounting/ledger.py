@@ -197,9 +197,6 @@ class Statement:
         chosen = (s for s in self.segments if category in (None, s.category))
         return sum(s.end_ns - s.start_ns for s in chosen) / 1e9
 
-    def gpu_seconds(self, capacity_type: CapacityType) -> float:
-        return sum((s.end_ns - s.start_ns) * s.gpus for s in self.segments if s.capacity_type is capacity_type) / 1e9
-
 
 def _sum(amounts: Iterable[Nanodollars | None]) -> Nanodollars | None:
     total: Nanodollars | None = Nanodollars(0)

@@ -103,11 +103,6 @@ def _price(offer: Offer, capacity_type: CapacityType) -> int | None:
     return offer.on_demand_nanodollars_per_hour
 
 
-def unknown_prices(why: str) -> PriceBook:
-    """A book without a single price."""
-    return PriceBook(why, "no date", False, None, Billing(), ())
-
-
 _TOP_KEYS = {"source", "date", "billed", "local", "billing", "offers"}
 _OFFER_KEYS = {"instanceType", "zone", "gpus", "onDemandUSD", "spotUSD"}
 

@@ -91,8 +91,6 @@ class Situation:
     """Until each further standby is expected to be ready."""
     waited_seconds: float = 0.0
     """Since growing became possible."""
-    stands_anyway: bool = False
-    """A transition happens now whatever is decided."""
     workers_per_machine: int = 1
 
 
@@ -114,7 +112,7 @@ def decide(situation: Situation) -> Verdict:
         least = f"; the smallest allowed gang is {situation.allowed[0]}" if situation.allowed else ""
         return Verdict(0, f"{_workers(situation.available)} can train{least}")
     present = situation.present
-    if situation.stands_anyway or present > situation.available or present not in situation.speeds or present < 1:
+    if present > situation.available or present not in situation.speeds or present < 1:
         return _anew(situation, sizes)
     larger = [size for size in sizes if size > present]
     if not larger:
@@ -302,18 +300,12 @@ class ResizeSense:
             self._possible_since_ns = now_ns
         return decide(self.situation(now_ns, present, possible, warming_seconds))
 
-    def after_a_loss(self, now_ns: int, possible: int) -> Verdict:
-        """The size of a world that forms anyway."""
-        return decide(self.situation(now_ns, 0, possible, stands_anyway=True))
-
     def situation(
         self,
         now_ns: int,
         present: int,
         possible: int,
         warming_seconds: Sequence[float] = (),
-        *,
-        stands_anyway: bool = False,
     ) -> Situation:
         """What is known, as a value."""
         sizes = {*self._allowed, *([present] if present > 0 else [])}
@@ -334,7 +326,6 @@ class ResizeSense:
             since_change_seconds=_since(now_ns, self._changed_ns),
             warming_seconds=tuple(warming_seconds),
             waited_seconds=_since(now_ns, self._possible_since_ns) or 0.0,
-            stands_anyway=stands_anyway,
             workers_per_machine=self._workers_per_machine,
         )
 

@@ -25,7 +25,6 @@ from orchestrator.accounting import (
 )
 from orchestrator.domain.errors import InternalError
 from orchestrator.domain.money import NANOSECONDS_PER_HOUR
-from orchestrator.domain.offerings import CapacityType
 
 HORIZON = 400
 SECOND = 1_000_000_000
@@ -260,8 +259,6 @@ def test_a_jobs_time_falls_into_the_categories_it_was_for() -> None:
     assert statement.total == 143
     assert statement.machine_seconds(Category.USEFUL) == 90 / SECOND
     assert statement.machine_seconds() == 143 / SECOND
-    assert statement.gpu_seconds(CapacityType.ON_DEMAND) == 143 / SECOND
-    assert statement.gpu_seconds(CapacityType.SPOT) == 0
     assert statement.per_hour_nanodollars == 0
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from orchestrator.accounting import Billing, PriceBook, parse_price_file
-from orchestrator.accounting.prices import unknown_prices
 from orchestrator.domain.errors import InvalidSpec
 from orchestrator.domain.offerings import CapacityType
 
@@ -55,7 +54,7 @@ def test_what_a_file_leaves_out_is_unknown_and_not_zero() -> None:
     """A kind or capacity type without a price has none, and says where it was looked for."""
     book = parse_price_file(price_file(local=..., billing=..., billed=...), "prices.yaml")
     missing, absent = book.offering("large", CapacityType.SPOT), book.offering("huge", CapacityType.ON_DEMAND)
-    for offering in (missing, absent, book.local_offering(), unknown_prices("no file").local_offering()):
+    for offering in (missing, absent, book.local_offering()):
         assert offering.price_nanodollars_per_hour is None
         assert offering.list_price_nanodollars_per_hour is None
     assert missing.price_source == "no spot price of large in a price list (2026-11-01)"

@@ -62,7 +62,7 @@ def play(
     losing: float,
     rule: str | ResizeSense,
 ) -> Outcome:
-    """`rule`: "always" or "never" grows when it could (both take everybody in when the gang forms anyway), or a sense."""
+    """`rule`: "always" or "never" grows when it could, or a sense; after a loss each takes everybody in."""
     gang: frozenset[int] = frozenset()
     stands_until = work = now = 0.0
     chosen = forced = 0
@@ -93,15 +93,11 @@ def play(
         if number == 0:
             form(change.up, best(len(change.up)), joining)
         elif not gang <= change.up or not gang:
-            if isinstance(rule, ResizeSense):
-                if gang:
-                    rule.interrupted(round(now * SECOND), CapacityType.ON_DEMAND)
-                    rule.lost(losing)
-                size = rule.after_a_loss(round(now * SECOND), len(change.up)).target
-            else:
-                size = best(len(change.up))
+            if isinstance(rule, ResizeSense) and gang:
+                rule.interrupted(round(now * SECOND), CapacityType.ON_DEMAND)
+                rule.lost(losing)
             forced += 1
-            form(change.up, size, losing)
+            form(change.up, best(len(change.up)), losing)
         ask_at = max(now, stands_until)  # a gang that forms is left to form
         until = changes[number + 1].at
         while ask_at is not None and ask_at < until:

@@ -66,16 +66,13 @@ def test_growing_is_monotone_in_cost_hazard_and_work(
 
 
 @few
-@given(st.integers(0, 4), st.integers(0, 5), costs, rates, st.booleans())
-def test_the_target_is_allowed_and_to_be_had(
-    present: int, available: int, cost: float, per_hour: float, anyway: bool
-) -> None:
-    """Whatever the figures, the target is an allowed size within what is available; it falls only when a world forms anyway."""
-    asked = replace(situation(present, available, join=cost, per_hour=per_hour), stands_anyway=anyway)
-    verdict = decide(asked)
+@given(st.integers(0, 4), st.integers(0, 5), costs, rates)
+def test_the_target_is_allowed_and_to_be_had(present: int, available: int, cost: float, per_hour: float) -> None:
+    """Whatever the figures, the target is an allowed size within what is available; it falls only when workers are gone."""
+    verdict = decide(situation(present, available, join=cost, per_hour=per_hour))
     assert verdict.target in (0, *SIZES)
     assert verdict.target <= available
-    assert verdict.target >= (0 if anyway or available < present else present)
+    assert verdict.target >= (0 if available < present else present)
     assert verdict.reason
     assert not verdict.reason.endswith(".")
 

@@ -146,10 +146,6 @@ class Births:
             template.expected[worker] = (line, stacks)
             self._ask(template, worker)
 
-    @property
-    def template_pid(self) -> int | None:
-        return None if self._template is None else self._template.popen.pid
-
     def tick(self) -> None:
         """Called a few times a second: fresh processes that have ended."""
         for process in list(self._fresh):
