@@ -33,6 +33,8 @@ class Terms:
     policies: tuple[str, ...]
     notice: bool = True
     checkpoint_interval_ns: int | None = None
+    without: tuple[str, ...] = ()
+    """Recorded markets that no policy may know (beginnings of their names): those that it is judged on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def starts(market: Market, terms: Terms, ratio: float) -> list[int]:
 def study(markets: Sequence[Market], terms: Terms, cache: Path | None = None) -> Iterator[Result]:
     """Every policy on every start of every ratio of every market, in this order from the inside out. `cache`: a folder where
     bounds are kept for the next time."""
-    policies = {name: capacity_policy(name) for name in terms.policies}
+    policies = {name: capacity_policy(name, terms.without) for name in terms.policies}
     for market in markets:
         bounds = Bounds(market, cache)
         for ratio in terms.ratios:
