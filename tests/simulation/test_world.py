@@ -134,6 +134,20 @@ def test_no_policy_beats_the_optimum_and_greedy_meets_its_deadlines(seeds: range
     assert [row["policy"] for row in rows[: len(POLICY_NAMES)]] == list(POLICY_NAMES)
 
 
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 20), marks=pytest.mark.faults)])
+def test_an_elastic_gang_meets_its_deadlines_under_every_policy(seeds: range) -> None:
+    """A gang that got fewer workers than it wanted falls behind; it is on demand before that costs the deadline, also when
+    workers come and go, and it takes in others only where another start is safe. No job above 1.02 of on-demand."""
+    markets = [market(series(seed, most=4, hours=70), 1, 4) for seed in seeds]
+    terms = Terms(20 * HOUR_NS, (1.02, 1.1, 1.25, 2.0), 360 * SECOND_NS, 6, POLICY_NAMES)
+    partial = 0
+    for result in study(markets, terms):
+        assert result.run.met_deadline, result.to_document()
+        assert result.cost_ratio_on_demand <= 1.02
+        partial += any(0 < segment.workers < 4 for segment in result.run.segments)
+    assert partial > 10 * len(seeds)
+
+
 def test_a_document_tells_the_run_in_on_demand_hours() -> None:
     """On demand costs 1.0 an hour; times are hours since the first tick; the document is plain JSON."""
     here = market(series(1, most=4), 4, 4)

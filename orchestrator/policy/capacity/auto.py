@@ -214,6 +214,10 @@ class _Look:
 
     def _on_spot(self, held: _Zone, best: _Zone) -> Decision:
         market = self.market
+        if market.worn_out:
+            return market.on_demand(
+                Cause.BRIDGING, "workers were taken, and more starts could make the job dearer than on-demand machines"
+            )
         if best is not held and market.works and market.may_start_spot and self.market.within_cap(best.offer):
             lasts = min(1 / max(best.rates.up[self._class(best.offer.zone)], 1e-3), market.work_left / 3600)
             saves = (held.per_hour - best.per_hour) * lasts

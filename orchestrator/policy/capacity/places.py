@@ -6,7 +6,8 @@ From nothing, on-demand machines need the high estimate of the restart overhead,
 * waiting is safe until the slack is down to one high overhead (`wait`);
 * a start on spot is safe when the slack holds the mean overhead of that start and the high one of on-demand machines after it;
   should the start take longer, it is given up when the slack is down to the high overhead (`on_spot`);
-* spot workers that work keep their slack, so they are kept whatever it is.
+* spot workers of a whole gang that work keep their slack, so they are kept whatever it is. Fewer of them use it up by what they
+  are slower: they are kept until the slack is down to the high overhead, and take in others only where a start would be safe.
 
 Without a deadline a job is taken to have `PATIENCE` times its work for it, so that waiting has an end.
 """
@@ -161,6 +162,15 @@ class Market:
         allowed = max(CAP * usual, overhead * (spot + price) * workers * 1.0001)
         return self.situation.spent_nanodollars + worst <= usual + allowed
 
+    @property
+    def worn_out(self) -> bool:
+        """Part of the spot workers was taken, the rest starts anew, and another such start could cost more than the cap."""
+        restarting_since_ns = self.situation.restarting_since_ns
+        if restarting_since_ns is None or self.spot is None:
+            return False
+        lost = any(held.since_ns < restarting_since_ns for held in self.spot_held)
+        return lost and not self.within_cap(self.spot)
+
     @cached_property
     def at_risk(self) -> str | None:
         """Why on-demand machines from now on would not surely do."""
@@ -203,12 +213,13 @@ class Market:
         """As many workers as fit on spot in `offer` (None: the best place). `until`: seconds."""
         offer = offer or self.spot
         assert offer is not None, "asked for a spot place where none is offered"
-        workers = min(offer.count, self.situation.workers_max)
+        workers = self._fitting(offer)
         target = Target(offer.zone, CapacityType.SPOT, workers)
         starts = self.situation.restarting_since_ns is not None or self._is_start((target,))
-        if starts and self.may_wait:
-            give_up = self.slack - self.high - MARGIN_SECONDS  # a start that takes too long
-            until = give_up if until is None else min(give_up, until)
+        slower = 1.0 if starts else 1.0 - self.situation.speed_of(workers)
+        if self.may_wait and slower > 0:
+            gone = (self.slack - self.high - MARGIN_SECONDS) / slower  # a start that takes too long, or too few workers
+            until = gone if until is None else min(gone, until)
         return self.decision((target,), cause, f"{_count(workers)} on spot in {offer.zone}: {why}", until)
 
     def wait(self, why: str, until: float | None = None) -> Decision:
@@ -227,12 +238,30 @@ class Market:
             return self.done()
         if self.spare > 0:
             return None
-        if self.spot_held and self.works and self.spot is not None and self._holds(self.spot):
+        if self.spot_held and self.works and self.spot is not None and self._ends_soonest(self.spot):
             return self.spot_now(Cause.SPOT_KEPT, "they work, and a change would cost the time that is left")
         why = (
             f"{told(self.work_left)} of work must begin now to meet the deadline in {told(max(0.0, self.seconds_left))}"
         )
         return self.on_demand(Cause.SAFETY_NET, why)
+
+    def _ends_soonest(self, offer: Offer) -> bool:
+        """Whether the spot workers that work here are kept though the slack is used up: they keep it as it is, or on-demand
+        machines would be too late as well, and later than they."""
+        speed = self._whole_speed
+        if speed >= 1.0:
+            return self._holds(offer)
+        too_late = self.seconds_left < self.work_left + self.high
+        return speed > 0 and too_late and self.work_left / speed <= self.work_left + self.mean
+
+    def _fitting(self, offer: Offer) -> int:
+        """Workers to hold there: all that fit; those that are held already where a larger gang, which starts anew, could cost
+        the deadline or more than the cap."""
+        fits = min(offer.count, self.situation.workers_max)
+        here = sum(held.workers for held in self.spot_held if held.zone == offer.zone)
+        if self.situation.workers_min <= here < fits and not (self.may_start_spot and self.within_cap(offer)):
+            return here
+        return fits
 
     def _holds(self, offer: Offer) -> bool:
         """Whether all that fits there is held there, and nothing else."""

@@ -28,7 +28,7 @@ class SlackReserve:
         if (final := market.safety()) is not None:
             return final
         if market.spot is not None:
-            if market.spot_held:
+            if market.spot_held and not market.worn_out:
                 return market.spot_now(Cause.SPOT_KEPT, "spot is kept until it is taken")
             if market.may_start_spot and market.within_cap(market.spot):
                 return market.spot_now(Cause.SPOT_OFFERED, f"offered, with {told(market.slack)} of slack")
