@@ -1,4 +1,4 @@
-"""Capacity policies on recorded one-zone markets, next to the exact optimum: `make bench-capacity`.
+"""Capacity policies on recorded markets, next to the exact optimum: `make bench-capacity`.
 
     python -m benchmarks.capacity [--traces FOLDER] [--reversed] [--starts 24] [--tail-starts 120] [--overhead 0.1,0.02]
 
@@ -8,6 +8,9 @@ all its machines, 48 hours of work (20 on Google Cloud, whose traces are short),
 that. What `auto` knows of recorded markets leaves out the folder of the trace that it is judged on. Means and percentiles over
 the optimum are taken over 24 starts a trace and ratio; missed deadlines, and jobs above 1.01 times on-demand machines, over 120.
 Each job's cost, availability and work is worked out again from its segments and the trace alone.
+
+Six zones with their recorded prices come after: each, the two of each region, and all, `auto` next to `uniform-progress`; bar 1.04
+over the optimum in the mean of these ten.
 
 Everything is counted, nothing timed, so it does not matter what else the machine does. Bars: mean over the optimum at most 1.040 at
 an overhead of 0.1 h and 1.012 at 0.02 h, p99 1.30, below every other policy; no miss in 10,000 jobs, none above 1.01.
@@ -29,13 +32,16 @@ from benchmarks.harness import REPOSITORY, Samples, Verdict, arguments, conclude
 from orchestrator.policy.capacity import DEFAULT_POLICY, POLICY_NAMES
 from orchestrator.simulation.market import HOUR_NS, market, turned_round
 from orchestrator.simulation.study import Result, Terms, find, study
-from orchestrator.simulation.traces import Series
+from orchestrator.simulation.traces import Series, read_series
 
 RATIOS = (1.1, 1.25, 1.5, 2.0)
 WORK_HOURS, GOOGLE_WORK_HOURS = 48, 20
 BARS = {0.1: 1.040, 0.02: 1.012}
 P99_BAR, ON_DEMAND_BAR, JOBS_BAR = 1.30, 1.01, 10_000
 TRACES = REPOSITORY.parent / "shared" / "traces"
+PRICED, PRICED_GROUP = "spot-prices-v100-6-zones.json", "availability/1-node/aws-02-15-2023"
+REGIONS = ("us-east-1", "us-east-2", "us-west-2", "us")
+ZONES_BAR, RIVAL = 1.040, "uniform-progress"
 CACHE = REPOSITORY / ".make" / "bounds"
 Group = tuple[str, Sequence[tuple[str, Series]]]
 Row = dict[str, Any]
@@ -60,15 +66,7 @@ def run_group(group: Group, overhead_hours: float, starts: int, policies: tuple[
     for name, series in traces:
         for result in study([market(series, series.most, series.most)], terms, CACHE):
             check(result, series)
-            rows.append(
-                {
-                    "trace": name,
-                    "policy": result.policy,
-                    "over": result.cost_ratio_optimum,
-                    "on_demand": result.cost_ratio_on_demand,
-                    "met": result.run.met_deadline,
-                }
-            )
+            rows.append(_row(result, name))
     return rows
 
 
@@ -161,9 +159,61 @@ def main() -> int:
             )
         verdicts.append(Verdict(f"{what}, over the best other", 1.0, auto["mean"] / others, "", auto["jobs"], "mean"))
         verdicts.append(Verdict(f"{what}, over the optimum", P99_BAR, auto["p99"], "", auto["jobs"], "p99"))
+        if not given.reversed:
+            verdicts += zones(samples, given.traces / PRICED, overhead, given.starts)
         if given.tail_starts:
             verdicts += tails(samples, found, which, given.processes, overhead, given.tail_starts)
     return conclude(verdicts)
+
+
+def zones(samples: Samples, file: Path, overhead: float, starts: int) -> list[Verdict]:
+    """The zones with prices, by sets."""
+    kind = f"zones with prices, overhead {overhead:g} h, {starts} starts"
+    if samples.missing(kind, 1):
+        series = read_series(file)
+        policies = (DEFAULT_POLICY, RIVAL)
+        terms = Terms(
+            WORK_HOURS * HOUR_NS, RATIOS, round(overhead * HOUR_NS), starts, policies, without=(PRICED_GROUP,)
+        )
+        kept: dict[str, dict[str, Row]] = {}
+        for name in (*(zone.name for zone in series.zones), *REGIONS):
+            chosen = _only(series, name)
+            rows = []
+            for result in study([market(chosen, 1, 1, recorded_prices=True)], terms, CACHE):
+                check(result, chosen)
+                rows.append(_row(result, name))
+            kept[name] = {policy: summed([row for row in rows if row["policy"] == policy]) for policy in policies}
+            print(
+                f"{kind}, {name}: {told(kept[name][DEFAULT_POLICY])}; {RIVAL} {kept[name][RIVAL]['mean']:.4f}",
+                flush=True,
+            )
+        with samples.sample(kind) as sample:
+            sample |= kept
+    sets = samples.rows(kind)[0]["sample"].values()
+    means = {name: sum(each[name]["mean"] for each in sets) / len(sets) for name in (DEFAULT_POLICY, RIVAL)}
+    missed, jobs = (sum(each[DEFAULT_POLICY][what] for each in sets) for what in ("missed", "jobs"))
+    print(f"{kind}: auto {means[DEFAULT_POLICY]:.4f}, {RIVAL} {means[RIVAL]:.4f}")
+    return [
+        Verdict(f"auto, {kind}, over the optimum", ZONES_BAR, means[DEFAULT_POLICY], "", len(sets), "mean of sets"),
+        Verdict(f"auto, {kind}, deadlines missed", 0, missed, "", jobs, "total"),
+    ]
+
+
+def _only(series: Series, beginning: str) -> Series:
+    """The zones whose names begin so."""
+    assert series.prices is not None
+    chosen = [pair for pair in zip(series.zones, series.prices, strict=True) if pair[0].name.startswith(beginning)]
+    return replace(series, zones=tuple(zone for zone, _ in chosen), prices=tuple(prices for _, prices in chosen))
+
+
+def _row(result: Result, trace: str) -> Row:
+    return {
+        "trace": trace,
+        "policy": result.policy,
+        "over": result.cost_ratio_optimum,
+        "on_demand": result.cost_ratio_on_demand,
+        "met": result.run.met_deadline,
+    }
 
 
 def tails(

@@ -238,5 +238,7 @@ def test_the_programme_knows_the_plain_cases() -> None:
     """Spot that stays is changed to as soon as the slack holds the restart; spot as dear as on-demand machines is never taken."""
     stays = solve(Question((1.0,) * 4, (0.001,) * 4, CLASS_HOURS, 0.1, 1 / 3, 12.0))
     assert stays.at(stays.hop, 0, 6.0) == pytest.approx(0.1, abs=0.03)
+    moves = Question((1.0,) * 4, (0.001,) * 4, CLASS_HOURS, 0.1, 1 / 3, 12.0, (0.5,) * 4)
+    assert (answer := solve(moves)).at(answer.take, 1, 8.0) > stays.at(stays.take, 1, 8.0)  # moves use slack up
     dear = solve(Question((1.0,) * 4, (0.5,) * 4, CLASS_HOURS, 0.1, 1.0, 12.0))
     assert dear.at(dear.hop, 0, 6.0) > 3.0

@@ -116,7 +116,9 @@ class _Look:
 
     # --- the programme ------------------------------------------------------------------------------------------------
 
-    def _answer(self, rates: Rates, price: float) -> Answer:
+    def _answer(self, best: Rates | None, price: float) -> Answer:
+        """For all zones as one market; `best`: the rates of the zone whose offer it is about, None for a gap."""
+        rates, elsewhere = self._together(best)
         work = max(self.situation.work_seconds, self.market.work_left) / 3600
         return self.auto.answer(
             Question(
@@ -126,21 +128,24 @@ class _Look:
                 _rounded(self.overhead, 1.05),
                 min(_rounded(price, 1.02), 1.0),
                 max(0.05, _rounded(work * 1.02, 1.05)),
+                tuple(_rounded(rate, GRAIN) for rate in elsewhere),
             )
         )
 
-    def _together(self, best: Rates | None) -> Rates:
-        """Of all zones as one market: gaps end when any zone comes back; a loss is a gap when no other zone is up."""
+    def _together(self, best: Rates | None) -> tuple[Rates, tuple[float, ...]]:
+        """Of all zones as one market: gaps end when any zone comes back; a loss is a gap when no other zone is up, and else a
+        move. The rates of moves are empty with one zone."""
         known = list(self.rates.values()) or [self.auto.rates(None, self.whole)]
         if len(known) == 1:
-            return known[0]
+            return known[0], ()
         up = best or max(known, key=_share_up)
         others_down = math.prod(1 - _share_up(rates) for rates in known if rates is not up)
         kinds = range(len(up.down))
-        return Rates(
+        together = Rates(
             tuple(sum(rates.down[k] for rates in known) for k in kinds),
             tuple(max(1e-3, up.up[k] * others_down) for k in kinds),
         )
+        return together, tuple(max(1e-3, up.up[k] * (1 - others_down)) for k in kinds)
 
     def _last_price(self) -> float:
         """The cheapest price that any zone tells, sold out or not."""
@@ -165,7 +170,7 @@ class _Look:
 
     def _gap(self) -> Decision:
         market = self.market
-        answer = self._answer(self._together(None), self._last_price())
+        answer = self._answer(None, self._last_price())
         ages = [self._age(zone) for zone in self.rates] or [0.0]
         age = min(ages)
         on_demand = bool(market.on_demand_held)
@@ -189,7 +194,7 @@ class _Look:
 
     def _offered(self, best: _Zone) -> Decision:
         market = self.market
-        answer = self._answer(self._together(best.rates), best.price)
+        answer = self._answer(best.rates, best.price)
         age = self._age(best.offer.zone)
         on_demand = bool(market.on_demand_held)
         limit = self._limit(answer, answer.hop if on_demand else answer.take, age_class(age))
@@ -222,7 +227,9 @@ class _Look:
             lasts = min(1 / max(best.rates.up[self._class(best.offer.zone)], 1e-3), market.work_left / 3600)
             saves = (held.per_hour - best.per_hour) * lasts
             costs = self.overhead * max(1.0, best.price + (1 - best.price))
-            if saves > costs:
+            answer = self._answer(best.rates, best.price)
+            spare = market.slack / 3600 - self.overhead > self._limit(answer, answer.wait, 0)
+            if saves > costs and spare:
                 why = f"{best.price:.2f} of on-demand instead of {held.price:.2f}, which pays for the restart"
                 return market.spot_now(Cause.SPOT_OFFERED, why, best.offer, LOOK_SECONDS)
         return market.spot_now(

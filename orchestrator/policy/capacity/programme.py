@@ -1,6 +1,6 @@
 """The stochastic dynamic programme behind `auto`: when to wait, when to bridge a gap with on-demand machines, when to go back.
 
-One zone, a rigid gang. Time is counted in hours, money in on-demand hours of the whole gang. The market is up (spot is offered) or
+One market, a rigid gang. Time is counted in hours, money in on-demand hours of the whole gang. The market is up (spot is offered) or
 down; a spell ends at a rate that depends on the class of its age. The gang is idle, on demand or on spot. With slack S (the time
 until the deadline less the work left) and work left W, the least expected cost V solves, over a step of dt hours,
 
@@ -8,7 +8,8 @@ until the deadline less the work left) and work left W, the least expected cost 
     working   V(S, W) = price x dt + E V(S, W - dt)         working keeps it
     a start   V(S, W) = price x d + E V(S - d, W)           d: the restart overhead; the market may turn meanwhile
 
-the expectation being over the market's next state. Slack below zero costs `LATE` on-demand hours an hour. Slack never grows, so
+the expectation being over the market's next state. Several zones are one market whose offers end in two ways: with a gap, or with an
+offer elsewhere, which costs a start. Slack below zero costs `LATE` on-demand hours an hour. Slack never grows, so
 what happens above `SLACK_HOURS` changes nothing below it, and the answer is four thresholds of slack for each age class and amount of
 work. They are all that is kept. numpy is imported when the first programme is solved.
 
@@ -49,6 +50,8 @@ class Question:
     price: float
     """Of spot, where on-demand machines cost 1."""
     work_hours: float
+    elsewhere_per_hour: tuple[float, ...] = ()
+    """At which rate it is taken while another zone offers it, by class of the spell's age; beyond `up_per_hour`. Empty: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ def solve(question: Question) -> Answer:
     step = question.work_hours / STEPS
     overhead, price = question.overhead_hours, question.price
     down, up = np.array(question.down_per_hour), np.array(question.up_per_hour)
-    to_idle, to_work = _transitions(np, down, up, np.array(question.class_hours), step)
+    elsewhere = np.array(question.elsewhere_per_hour or (0.0,) * kinds)
+    to_idle, to_work = _transitions(np, down, up, elsewhere, np.array(question.class_hours), step)
     layers = STEPS + SLACK_STEPS
     whole = int(overhead / step + 1e-6)
     share = np.float32(overhead / step - whole)
@@ -128,7 +132,7 @@ def solve(question: Question) -> Answer:
     return Answer(step, *(_thresholds(np, table, step) for table in better))
 
 
-def _transitions(np: Any, down: Any, up: Any, hours: Any, step: float) -> tuple[Array, Array]:
+def _transitions(np: Any, down: Any, up: Any, elsewhere: Any, hours: Any, step: float) -> tuple[Array, Array]:
     """Of the market within a step: rows for idle, and rows for on-demand, spot and on-demand with spot offered."""
     kinds = len(hours)
     older = np.minimum(1.0, step / hours)
@@ -142,7 +146,8 @@ def _transitions(np: Any, down: Any, up: Any, hours: Any, step: float) -> tuple[
     table = np.zeros((4, kinds, 5, kinds))
     table[0, :, 0], table[0, :, 4, 0] = ageing(back), back
     table[1, :, 1], table[1, :, 3, 0] = ageing(back), back
-    table[2, :, 2], table[2, :, 0, 0] = ageing(taken), taken
+    moved = np.minimum(1.0 - taken, elsewhere * step)
+    table[2, :, 2], table[2, :, 0, 0], table[2, :, 4] = ageing(taken + moved), taken, np.diag(moved)
     table[3, :, 3], table[3, :, 1, 0] = ageing(taken), taken
     flat = table.reshape(4 * kinds, 5 * kinds).astype(np.float32)
     return flat[:kinds], flat[kinds:]
