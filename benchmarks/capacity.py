@@ -9,7 +9,7 @@ that. What `auto` knows of recorded markets leaves out the folder of the trace t
 the optimum are taken over 24 starts a trace and ratio; missed deadlines, and jobs above 1.01 times on-demand machines, over 120.
 Each job's cost, availability and work is worked out again from its segments and the trace alone.
 
-Six zones with their recorded prices come after: each, the two of each region, and all, `auto` next to `uniform-progress`; bar 1.04
+Six zones with their recorded prices come after, where FOLDER has them: each, the two of each region, and all, `auto` next to `uniform-progress`; bar 1.04
 over the optimum in the mean of these ten.
 
 Everything is counted, nothing timed, so it does not matter what else the machine does. Bars: mean over the optimum at most 1.040 at
@@ -71,7 +71,8 @@ def run_group(group: Group, overhead_hours: float, starts: int, policies: tuple[
 
 
 def check(result: Result, series: Series) -> None:
-    """Cost, availability and work of a run, worked out from its segments and the trace in integers. Raises AssertionError."""
+    """Cost, recorded prices, availability and work of a run, worked out from its segments and the trace in integers. Raises
+    AssertionError."""
     run, job, document = result.run, result.job, result.to_document()
     segments: list[Mapping[str, Any]] = document["segments"]
     cost = sum(each["price_nanodollars_per_hour"] * (each["end_ns"] - each["start_ns"]) // HOUR_NS for each in segments)
@@ -83,6 +84,10 @@ def check(result: Result, series: Series) -> None:
             gap_ns = round(zone.gap_seconds * 1_000_000_000)
             ticks = range(each["start_ns"] // gap_ns, -(-each["end_ns"] // gap_ns))
             assert all(zone.available[tick] >= each["workers"] for tick in ticks), (document["trace"], each)
+            if series.prices is not None:
+                prices = series.prices[series.zones.index(zone)]
+                told_prices = {prices.at(tick) * each["workers"] for tick in ticks}
+                assert told_prices == {each["price_nanodollars_per_hour"]}, (document["trace"], each)
     worked = sum(max(0, end - start - job.overhead_ns) for start, end in _unbroken(segments))
     assert worked == job.work_ns, (document["trace"], worked, job.work_ns)
     assert run.finish_ns is not None, document
@@ -159,7 +164,7 @@ def main() -> int:
             )
         verdicts.append(Verdict(f"{what}, over the best other", 1.0, auto["mean"] / others, "", auto["jobs"], "mean"))
         verdicts.append(Verdict(f"{what}, over the optimum", P99_BAR, auto["p99"], "", auto["jobs"], "p99"))
-        if not given.reversed:
+        if not given.reversed and (given.traces / PRICED).is_file():
             verdicts += zones(samples, given.traces / PRICED, overhead, given.starts)
         if given.tail_starts:
             verdicts += tails(samples, found, which, given.processes, overhead, given.tail_starts)

@@ -227,14 +227,17 @@ class _Look:
             lasts = min(1 / max(best.rates.up[self._class(best.offer.zone)], 1e-3), market.work_left / 3600)
             saves = (held.per_hour - best.per_hour) * lasts
             costs = self.overhead * max(1.0, best.price + (1 - best.price))
-            answer = self._answer(best.rates, best.price)
-            spare = market.slack / 3600 - self.overhead > self._limit(answer, answer.wait, 0)
-            if saves > costs and spare:
+            if saves > costs and self._slack_is_plenty(best):
                 why = f"{best.price:.2f} of on-demand instead of {held.price:.2f}, which pays for the restart"
                 return market.spot_now(Cause.SPOT_OFFERED, why, best.offer, LOOK_SECONDS)
         return market.spot_now(
             Cause.SPOT_KEPT, "spot is kept until it is taken", held.offer, LOOK_SECONDS if len(self.rates) > 1 else None
         )
+
+    def _slack_is_plenty(self, best: _Zone) -> bool:
+        """Whether a gap would be waited out even after one more start."""
+        answer = self._answer(best.rates, best.price)
+        return self.market.slack / 3600 - self.overhead > self._limit(answer, answer.wait, 0)
 
     def _limit(self, answer: Answer, table: Array, age: int) -> float:
         limit = answer.at(table, age, self.market.work_left / 3600)
