@@ -248,7 +248,7 @@ class Cluster:
     def stop(self, seconds: float) -> None:
         """Ask for the end, and wait for all of it."""
         for node in self.nodes():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 for process in [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]:
                     process.send_signal(signal.SIGCONT)
         self.command({"stop": True})

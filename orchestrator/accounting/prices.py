@@ -8,7 +8,7 @@
     offers:
       - {instanceType: p3.2xlarge, zone: us-east-1a, gpus: 1, onDemandUSD: "3.06", spotUSD: "0.918"}
 
-A price that is absent is unknown and stays unknown. A price of zero is refused: it is a feed's way of saying unknown.
+An offer may have a `source` and a `date` of its own. A price that is absent is unknown and stays unknown. A price of zero is refused: it is a feed's way of saying unknown.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Offer:
     gpus: int
     on_demand_nanodollars_per_hour: int | None
     spot_nanodollars_per_hour: int | None
+    source: str
+    as_of: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class PriceBook:
                     "gpus": offer.gpus,
                     "onDemandUSD": dollars(offer.on_demand_nanodollars_per_hour),
                     "spotUSD": dollars(offer.spot_nanodollars_per_hour),
+                    "source": offer.source,
+                    "date": offer.as_of,
                 }
                 for offer in self.offers
             ],
@@ -92,7 +96,7 @@ class PriceBook:
             return Offering(instance_type, zone, capacity_type, None, None, why, self.billed)
         price, offer = min(priced, key=lambda pair: (pair[0], pair[1].zone))
         example = "" if self.billed else " (example)"
-        source = f"{self.source}, {self.as_of}{example}"
+        source = f"{offer.source}, {offer.as_of}{example}"
         listed = offer.on_demand_nanodollars_per_hour
         return Offering(instance_type, offer.zone, capacity_type, price, listed, source, self.billed)
 
@@ -104,7 +108,7 @@ def _price(offer: Offer, capacity_type: CapacityType) -> int | None:
 
 
 _TOP_KEYS = {"source", "date", "billed", "local", "billing", "offers"}
-_OFFER_KEYS = {"instanceType", "zone", "gpus", "onDemandUSD", "spotUSD"}
+_OFFER_KEYS = {"instanceType", "zone", "gpus", "onDemandUSD", "spotUSD", "source", "date"}
 
 
 def parse_price_file(document: Any, file: str) -> PriceBook:
@@ -135,7 +139,9 @@ def parse_price_file(document: Any, file: str) -> PriceBook:
     if not isinstance(raw_offers, list) or not raw_offers:
         problem("offers", "is empty", "list at least one offer")
     else:
-        offers = [o for i, raw in enumerate(raw_offers) if (o := _offer(raw, f"offers[{i}]", problem)) is not None]
+        whole = str(source), str(as_of)
+        found = (_offer(raw, f"offers[{place}]", problem, *whole) for place, raw in enumerate(raw_offers))
+        offers = [offer for offer in found if offer is not None]
     local = document.get("local")
     if local is not None and not (isinstance(local, str) and local in _instance_types(raw_offers)):
         problem("local", f"{local!r} is not the instanceType of any offer", "name one of the offers, or leave it out")
@@ -176,7 +182,8 @@ def _billing(raw: Any, problem: Any) -> Billing:
     return Billing(granularity, minimum)
 
 
-def _offer(raw: Any, path: str, problem: Any) -> Offer | None:
+def _offer(raw: Any, path: str, problem: Any, source: str, as_of: str) -> Offer | None:
+    """`source` and `as_of` of the file hold where the offer has none of its own."""
     if not isinstance(raw, Mapping):
         problem(path, f"{raw!r} is not a mapping", "write {instanceType: ..., zone: ..., onDemandUSD: ...}")
         return None
@@ -192,6 +199,13 @@ def _offer(raw: Any, path: str, problem: Any) -> Offer | None:
     if not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 0:
         problem(f"{path}.gpus", f"{gpus!r} is not a whole number of at least 0")
         return None
+    own_source, own_date = raw.get("source", source), raw.get("date", as_of)
+    if not isinstance(own_source, str) or not own_source:
+        problem(f"{path}.source", f"{own_source!r} does not say where the price comes from")
+        return None
+    if "date" in raw and not _is_date(own_date):
+        problem(f"{path}.date", f"{own_date!r} is not a date", "write the day of the price, such as 2026-11-01")
+        return None
     prices: list[int | None] = []
     for key in ("onDemandUSD", "spotUSD"):
         try:
@@ -199,7 +213,7 @@ def _offer(raw: Any, path: str, problem: Any) -> Offer | None:
         except ValueError as error:
             problem(f"{path}.{key}", str(error))
             prices.append(None)
-    return Offer(instance_type, zone, gpus, prices[0], prices[1])
+    return Offer(instance_type, zone, gpus, prices[0], prices[1], own_source, str(own_date))
 
 
 def _amount(value: Any) -> int | None:

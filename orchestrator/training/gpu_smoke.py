@@ -2,23 +2,27 @@
 
 One rank runs the ordinary worker loop on text that is made here: a GPT-2 of 124 million parameters from scratch, bf16 (fp16
 before Ampere), ZeRO-2 and ZeRO-3, each with the optimizer state on the GPU and offloaded to main memory. Printed for each:
-tokens per second after warm-up, the highest GPU memory, the loss at both ends. Exit 1 when a run fails or does not learn.
+tokens per second after warm-up, the highest GPU memory beside the planned one, the loss at both ends. Exit 1 when a run fails or does not learn.
 
 Limits: one GPU, no NCCL traffic, torch's Adam also for offload (DeepSpeed's own needs a compiler), so offload looks slow.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
+from orchestrator.planning.memory import estimate
+from orchestrator.planning.shapes import read_shape
+from orchestrator.planning.stage import Stage
 from orchestrator.spec.models import TrainingJob
 from orchestrator.training import environment
 from orchestrator.training.errors import WorkerFailed
-from orchestrator.training.link import Wishes
+from orchestrator.training.probe import Collector
 from orchestrator.training.worker import run
 
 STEPS = 30
@@ -27,22 +31,6 @@ BATCH = 16
 BLOCK_TOKENS = 512
 PORT = 29_512
 _WORDS = "a the of to and in that was he it his is with as for had you not be her on at by which have or from this him but".split()  # noqa: SIM905 - a sentence, easier to read so
-
-
-class _Collector:
-    """A link that keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def send(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-
-    def wishes(self) -> Wishes:
-        return Wishes()
-
-    def close(self) -> None:
-        """Nothing is buffered."""
 
 
 def document(
@@ -77,7 +65,7 @@ def one_run(folder: Path, stage: int, offload: str, **sizes: Any) -> list[dict[s
     working_dir.mkdir(parents=True, exist_ok=True)
     lines = (" ".join(chance.choices(_WORDS, k=40)) for _ in range(20_000))
     (working_dir / "text.txt").write_text("\n".join(lines), encoding="utf-8")
-    link = _Collector()
+    link = Collector()
     run(
         {
             "job": {"namespace": "default", "name": "gpu-smoke", "uid": "gpu-smoke"},
@@ -112,7 +100,8 @@ def main(out: TextIO) -> int:
     environment.lone_process_defaults(environment.process_environment(), PORT)
     out.write(f"gpu-smoke: {torch.cuda.get_device_name(0)}, torch {torch.__version__}\n")
     code = 0
-    for stage in (2, 3):
+    stages: tuple[Stage, ...] = (2, 3)
+    for stage in stages:
         for offload in ("None", "CPU"):
             torch.cuda.reset_peak_memory_stats()
             with tempfile.TemporaryDirectory(prefix="gpu-smoke-") as name:
@@ -122,11 +111,22 @@ def main(out: TextIO) -> int:
                     out.write(f"ZeRO-{stage} offload {offload}: failed: {error}\n")
                     code = 1
                     continue
+                config = json.loads((Path(name) / "model" / "config.json").read_text(encoding="utf-8"))
             losses = [event["loss"] for event in events if event["kind"] == "step"]
             precision = next(event["precision"] for event in events if event["kind"] == "started")
+            planned = estimate(
+                read_shape(config, language_model=True),
+                stage=stage,
+                ranks=1,
+                precision=precision,
+                micro_batch=BATCH,
+                tokens=BLOCK_TOKENS,
+                offload=offload == "CPU",
+            )
             out.write(
                 f"ZeRO-{stage} offload {offload} {precision}: {throughput(events, WARM_UP_STEPS, BLOCK_TOKENS):,.0f} tokens/s, "
-                f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most, loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
+                f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most (planned "
+                f"{planned.peak / 2**30:.2f}), loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
             )
             code = code if losses[-1] < losses[0] else 1
     return code

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.planning.shapes import BUILT_VOCABULARY
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -21,8 +23,6 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-BUILT_VOCABULARY = 8_000
-"""Words of a tokenizer that is built from the data; rarer ones become [UNK] piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)

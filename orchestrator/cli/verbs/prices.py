@@ -10,7 +10,7 @@ Name your file in $ORCHESTRATE_PRICES. It looks like this:
   offers:
     - {instanceType: p3.2xlarge, zone: us-east-1a, gpus: 1, onDemandUSD: "3.06", spotUSD: "0.918"}
 
-A price that is absent is unknown and stays unknown; zero is refused.
+An offer may have a source and a date of its own. A price that is absent is unknown and stays unknown; zero is refused.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ def prices_text(document: Mapping[str, Any]) -> str:
             str(offer.get("gpus", 0)),
             _price(offer.get("onDemandUSD")),
             _price(offer.get("spotUSD")),
+            str(offer.get("date") or document["date"]),
         )
         for offer in document["offers"]
     ]
-    headings = ("INSTANCE TYPE", "ZONE", "GPUS", "ON-DEMAND $/H", "SPOT $/H")
-    return "\n".join(lines) + "\n\n" + table(headings, rows, right=headings[2:])
+    headings = ("INSTANCE TYPE", "ZONE", "GPUS", "ON-DEMAND $/H", "SPOT $/H", "OF")
+    return "\n".join(lines) + "\n\n" + table(headings, rows, right=headings[2:5])
 
 
 def _price(amount: str | None) -> str:
