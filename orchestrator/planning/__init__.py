@@ -1,1 +1,1 @@
-"""What a job will look like before anything runs: batch arithmetic, ZeRO stage, what is created. Pure; no torch."""
+"""What a job will look like before anything runs: batch arithmetic, ZeRO stage, memory, time, what is created. Pure; no torch."""

@@ -1,7 +1,7 @@
 """Batch arithmetic: one global batch over the ranks, exactly.
 
 micro-batch x accumulation x world size = global batch, always, so that the loss curve does not change with the number
-of workers. The arithmetic knows sizes only; whether a micro-batch fits a device's memory is not asked here.
+of workers. The arithmetic knows sizes only; whether a micro-batch fits a device's memory is `memory`'s question.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What submitting a job would create, told before anything is created. Values in, values out.
 
-First form: gang, batch, ZeRO stage, steps where the document alone tells them, and the names of what would be made. What
-depends on data (steps of an epoch), on hardware (precision) or on prices (cost) is said to be decided there.
+Gang, batch, ZeRO stage, steps where the document alone tells them, and the names of what would be made. What depends on data
+(steps of an epoch) or on hardware (precision) is said to be decided there; memory and time are `memory`'s and `options`'.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Auto takes the least that spreading can give without costing speed: nothing on one rank, where there is nobody to share
 with; stage 2 on more, which spreads optimizer state and gradients for about the traffic of plain data parallelism. Stage 3
-also spreads the weights and pays for it on every step, so only the user asks for it. Memory is not estimated yet.
+also spreads the weights and pays for it on every step, so only the user asks for it. Whether the choice fits a GPU is
+`options`' question.
 """
 
 from __future__ import annotations

@@ -123,3 +123,20 @@ def test_all_problems_come_at_once() -> None:
     """A file with several mistakes names each of them; an offer that is wrong elsewhere still counts as named."""
     document = price_file(source="", billed=3, offers=[{"instanceType": "small", "gpus": "one"}], z=1, a=1)
     assert [path for path, _ in problems_of(document)] == ["a", "z", "source", "billed", "offers[0].gpus"]
+
+
+def test_an_offer_may_have_a_source_and_a_date_of_its_own() -> None:
+    """What an offer says of its price's origin is what the machine's price carries; the file's holds for the others."""
+    own = {"instanceType": "old", "onDemandUSD": 1, "source": "an archive", "date": "2023-03-10"}
+    book = parse_price_file(price_file(offers=[own, {"instanceType": "small", "onDemandUSD": 2}]), "prices.yaml")
+    assert book.offering("old", CapacityType.ON_DEMAND).price_source == "an archive, 2023-03-10 (example)"
+    assert book.offering("small", CapacityType.ON_DEMAND).price_source == "a price list, 2026-11-01 (example)"
+    assert [offer["date"] for offer in book.to_document()["offers"]] == ["2023-03-10", "2026-11-01"]
+
+
+@pytest.mark.parametrize("wrong", [{"source": ""}, {"source": 3}, {"date": "yesterday"}, {"date": 5}])
+def test_a_wrong_origin_of_an_offer_is_told(wrong: dict[str, Any]) -> None:
+    """An empty source, or a date that is none, is a problem with its place."""
+    offer = {"instanceType": "small", "onDemandUSD": 1, **wrong}
+    ((path, _),) = problems_of(price_file(offers=[offer]))
+    assert path == f"offers[0].{next(iter(wrong))}"

@@ -146,7 +146,7 @@ def test_prices_of_the_controller(cli: Cli, controller: FakeController) -> None:
     """With a controller, its price book is the one in force; an absent price is unknown."""
     run = cli("prices")
     assert "a test, 2026-01-01" in run.out
-    assert run.out.splitlines()[-1].split() == ["x1", "here", "1", "3.06", "unknown"]
+    assert run.out.splitlines()[-1].split() == ["x1", "here", "1", "3.06", "unknown", "2026-01-01"]
 
 
 def test_a_price_file_is_checked(cli: Cli, tmp_path: Path) -> None:
