@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import UsageError
 from orchestrator.domain.money import Nanodollars, for_people, to_decimal_string
 from orchestrator.planning.memory import Memory, estimate
 from orchestrator.planning.options import Layout, Work, layouts, work
@@ -212,7 +211,9 @@ def _options(job: TrainingJob, found: Estimates, prices: PriceBook, wishes: Wish
     found.options = _worth_showing(found.options, wishes)
     found.options.sort(key=lambda option: (option.on_demand is None, option.on_demand or 0, option.hours[1]))
     simulated = 0
-    if any(option.spot_per_hour is not None for option in found.options):
+    if not job.spec.workers.gpus and wishes.deadline_hours is None:
+        simulated = FORECASTS  # a job of this machine's CPUs: the table is there to look at, and is not worth the wait
+    elif any(option.spot_per_hour is not None for option in found.options):
         wishes.say("simulating what spot machines would cost")
     for place, option in enumerate(found.options):
         if simulated == FORECASTS or option.spot_per_hour is None or option.on_demand_per_hour is None:
@@ -220,7 +221,11 @@ def _options(job: TrainingJob, found: Estimates, prices: PriceBook, wishes: Wish
         hours = option.hours[1]
         deadline = wishes.deadline_hours or 2 * hours + 4 * wishes.overhead_hours
         if deadline >= hours + wishes.overhead_hours:
-            found.options[place] = replace(option, forecast=_forecast(option, hours, deadline, wishes))
+            try:
+                found.options[place] = replace(option, forecast=_forecast(option, hours, deadline, wishes))
+            except ModuleNotFoundError as error:
+                found.notes.append(f"spot: a forecast needs {error.name}: pip install 'orchestrate[simulate]'")
+                simulated = FORECASTS
             simulated += 1
     found.deadline_hours = wishes.deadline_hours
     _choose(found, wishes)
@@ -239,11 +244,9 @@ def _worth_showing(options: Sequence[Option], wishes: Wishes) -> list[Option]:
     return found
 
 
-def _forecast(option: Option, hours: float, deadline: float, wishes: Wishes) -> Forecast | None:
-    try:
-        from orchestrator.simulation.forecast import spot_forecast
-    except ModuleNotFoundError as error:
-        raise UsageError(f"a forecast needs {error.name}", hint="pip install 'orchestrate[simulate]'") from error
+def _forecast(option: Option, hours: float, deadline: float, wishes: Wishes) -> Forecast:
+    from orchestrator.simulation.forecast import spot_forecast
+
     assert option.on_demand_per_hour is not None
     assert option.spot_per_hour is not None
     return spot_forecast(

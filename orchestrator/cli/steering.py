@@ -22,14 +22,21 @@ def add_steering_arguments(parser: Parser, waits_for: str) -> None:
     add_connection(parser)
 
 
-def steer(args: argparse.Namespace, context: Context, verb: str, done_phases: tuple[str, ...], asked: str) -> int:
+def steer(
+    args: argparse.Namespace,
+    context: Context,
+    verb: str,
+    done_phases: tuple[str, ...],
+    asked: str,
+    limit_usd: str | None = None,
+) -> int:
     """Ask for `verb` for every job; goes on past one that is refused, and returns the code of the first refusal."""
     client = context.client()
     code = 0
     for text in args.jobs:
         namespace, name = context.job(text)
         try:
-            resource = client.request(namespace, name, verb)
+            resource = client.request(namespace, name, verb, limit_usd)
             job = JobView(resource)
             context.say(
                 f"{job.full_name}: {asked}" if job.phase not in done_phases else f"{job.full_name}: {job.phase}"

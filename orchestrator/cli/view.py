@@ -139,7 +139,10 @@ class JobView:
 
     @property
     def total_cost(self) -> str:
-        return dollars(self.cost.get("totalUSD")) if self.cost else NOTHING
+        if not self.cost:
+            return NOTHING
+        limit = self.status.get("budgetUSD")
+        return dollars(self.cost.get("totalUSD")) + ("" if limit is None else f" of {dollars(limit)}")
 
     def seconds(self, now_ns: int) -> float | None:
         """From the start of training (else from the submission) to the end, or until now."""

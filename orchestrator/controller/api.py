@@ -55,6 +55,7 @@ from orchestrator.domain.errors import (
     Problem,
     UsageError,
 )
+from orchestrator.domain.money import parse_dollars
 from orchestrator.lifecycle import Phase
 from orchestrator.storage import Retention, Store, local_folder, open_store
 from orchestrator.telemetry import render
@@ -70,7 +71,7 @@ MAX_PAGE = 1_000
 MAX_KEPT_TEXTS = 2_000
 """Ended jobs whose JSON is kept for the next list: some three kilobytes each."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-VERBS = ("cancel", "suspend", "resume", "checkpoint")
+VERBS = ("cancel", "suspend", "checkpoint")
 
 
 class Changes:
@@ -307,6 +308,23 @@ def _serve_jobs(app: FastAPI, controller: Controller) -> None:
     for verb in VERBS:
         answers = openapi.answers("TrainingJob", 202, "Asked.")
         app.post(f"{job_path}/{verb}", tags=["jobs"], status_code=202, responses=answers)(ask(verb))
+
+    @app.post(
+        f"{job_path}/resume", tags=["jobs"], status_code=202, responses=openapi.answers("TrainingJob", 202, "Asked.")
+    )
+    def resume(
+        namespace: str,
+        name: str,
+        limit_usd: Annotated[
+            str | None, Query(alias="limitUSD", description="Dollars that the job may cost in all from now on.")
+        ] = None,
+    ) -> Response:
+        """Continue a suspended job; it is journaled when this answers."""
+        try:
+            limit = None if limit_usd is None else parse_dollars(limit_usd)
+        except ValueError as error:
+            raise UsageError(f"limitUSD: {error}", hint='write a decimal such as "12.50"') from error
+        return _json(controller.view(controller.resume(namespace, name, limit)), 202)
 
     @app.post(
         f"{job_path}/scale", tags=["jobs"], status_code=202, responses=openapi.answers("TrainingJob", 202, "Asked.")

@@ -99,9 +99,11 @@ class Client:
         query = {"afterVersion": after_version, "waitSeconds": wait_seconds}
         return self._json("GET", _job(namespace, name), query, extra_seconds=wait_seconds)
 
-    def request(self, namespace: str, name: str, verb: str) -> dict[str, Any]:
-        """Ask for `cancel`, `suspend`, `resume` or `checkpoint`. Raises `NotFound`, `Conflict`."""
-        return self._json("POST", f"{_job(namespace, name)}/{verb}")
+    def request(self, namespace: str, name: str, verb: str, limit_usd: str | None = None) -> dict[str, Any]:
+        """Ask for `cancel`, `suspend`, `resume` or `checkpoint`; `limit_usd` with `resume`: what the job may cost in all from
+        now on. Raises `NotFound`, `Conflict`."""
+        query = None if limit_usd is None else {"limitUSD": limit_usd}
+        return self._json("POST", f"{_job(namespace, name)}/{verb}", query)
 
     def scale(self, namespace: str, name: str, workers: int) -> dict[str, Any]:
         """Ask for so many workers. Raises `NotFound`, and `Conflict` for a number that the job may not have."""

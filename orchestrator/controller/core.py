@@ -28,7 +28,7 @@ from orchestrator.accounting import (
     PriceBook,
     Statement,
 )
-from orchestrator.controller import cadence, slots, terms
+from orchestrator.controller import budgets, cadence, slots, terms
 from orchestrator.controller.bookkeeping import book_command, book_dead_time, book_slot, exported_until_ns
 from orchestrator.controller.hearing import fresh, hear
 from orchestrator.controller.home import Home
@@ -40,9 +40,19 @@ from orchestrator.controller.submission import Submission, Submit, accept
 from orchestrator.controller.turn import Book, Turn
 from orchestrator.controller.views import cost_document, resource
 from orchestrator.domain.clock import NANOSECONDS_PER_SECOND, Clock, to_rfc3339
-from orchestrator.domain.errors import Conflict, InternalError, NotFound, OrchestrateError, StaleEpoch, StorageError
+from orchestrator.domain.errors import (
+    Conflict,
+    InternalError,
+    NotFound,
+    OrchestrateError,
+    StaleEpoch,
+    StorageError,
+    UsageError,
+)
+from orchestrator.domain.money import Nanodollars, for_people
 from orchestrator.domain.quantities import parse_duration_ns
 from orchestrator.lifecycle import (
+    SAVE_FIRST,
     Admitted,
     AttemptEnded,
     CancelRequested,
@@ -64,7 +74,6 @@ from orchestrator.lifecycle import (
     StopAttempt,
     StopOverdue,
     SuspendRequested,
-    TerminationReason,
     TooLargeForCluster,
     WishSize,
     transition,
@@ -81,6 +90,8 @@ RETRY_SECONDS = 1.0
 """Pause before a failed commit is tried again."""
 VERSION_BITS = 32
 """Commits that one controller's versions have room for."""
+BUDGET_SECONDS = 1.0
+"""Between two looks at what jobs with a budget have cost."""
 TURN_ITEMS = 1_000
 """Most inbox items of one turn."""
 
@@ -162,6 +173,8 @@ class Controller:
         self._book = Book()
         self._delayed: list[tuple[int, str, int]] = []
         self._stopping: dict[str, _Stopping] = {}
+        self._next_look_ns = 0
+        """When what jobs cost is to be held against their budgets again."""
         self._reading = threading.Lock()
         self._read_ledgers: dict[str, tuple[Ledger, int]] = {}
         """Ledgers of active jobs as far as they are committed, with the number of their entries; for readers alone."""
@@ -209,7 +222,7 @@ class Controller:
             if state.elastic:
                 self._host.wish_size(record.uid, state.attempt, state.workers)
             if state.stopping is not None:
-                self._ask_to_stop(record.uid, state.attempt, save=state.stopping == TerminationReason.SUSPENDED)()
+                self._ask_to_stop(record.uid, state.attempt, save=state.stopping in SAVE_FIRST)()
             return
         goes_on = state.elastic and state.stopping is None and self._host.outlived(record.uid)
         if goes_on:
@@ -267,6 +280,11 @@ class Controller:
         """Set the number of workers that is wished for. Raises `NotFound`, and `Conflict` for a size that the job may not
         have."""
         return self._asked(namespace, name, "scale", partial(ScaleRequested, workers=workers))
+
+    def resume(self, namespace: str, name: str, budget: Nanodollars | None = None) -> JobRecord:
+        """Continue a suspended job; with `budget` it may cost so much in all. Raises `NotFound`, and `Conflict` for a job that
+        has cost what it may."""
+        return self._asked(namespace, name, "resume", partial(ResumeRequested, budget_nanodollars=budget))
 
     def _asked(self, namespace: str, name: str, verb: str, event: Callable[[int], Event]) -> JobRecord:
         answer: Future[JobRecord] = Future()
@@ -420,6 +438,7 @@ class Controller:
                 self._handle(turn, item)
             self._start_what_is_due(turn)
             self._lose_patience(turn)
+            self._look_at_budgets(turn)
             self._look_at_the_queue(turn)
             turn.settle_costs(lambda record, ledger: cost_document(ledger.statement(turn.now_ns), record.samples_kept))
         except Exception as error:  # the edge of the decisions: a defect in one item must not end all jobs
@@ -476,7 +495,11 @@ class Controller:
     def _handle(self, turn: Turn, item: _Item) -> None:
         match item:
             case Submit():
-                accept(turn, item, self.home, self._book.records.__getitem__)
+                if (why := budgets.refusal(item.document, self.prices)) is not None:
+                    hint = "name a price file with ORCHESTRATE_PRICES, or leave the budget out"
+                    turn.replies.append(partial(item.answer.set_exception, UsageError(why, hint=hint)))
+                else:
+                    accept(turn, item, self.home, self._book.records.__getitem__)
             case _Ask():
                 self._ask(turn, item)
             case Heard():
@@ -498,8 +521,10 @@ class Controller:
             )
             turn.replies.append(lambda: item.answer.set_exception(missing))
             return
+        event = item.event(turn.now_ns)
         try:
-            self._apply(turn, record.uid, item.event(turn.now_ns))
+            self._check_budget(turn, record, event)
+            self._apply(turn, record.uid, event)
         except Refusal as refusal:
             conflict = Conflict(f"cannot {item.verb} {item.namespace}/{item.name}: {refusal}")
             turn.replies.append(lambda: item.answer.set_exception(conflict))
@@ -658,6 +683,33 @@ class Controller:
                 self._stopping[uid] = _Stopping(stop.attempt, self._in(KILL_GRACE_SECONDS), killed=True)
                 self._apply(turn, uid, StopOverdue(turn.now_ns, stop.attempt))
 
+    def _look_at_budgets(self, turn: Turn) -> None:
+        if self.clock.monotonic_ns() < self._next_look_ns:
+            return
+        self._next_look_ns = self._in(BUDGET_SECONDS)
+        for record in turn.active():
+            if not record.state.phase.holds_machines or budgets.limit(record) is None:
+                continue
+            verdict = budgets.look(record, turn.ledger(record.uid).statement(turn.now_ns), turn.now_ns)
+            if verdict is None:
+                continue
+            if verdict.entry is not None:
+                turn.tell(record.uid, verdict.entry)
+            if verdict.event is not None:
+                self._apply(turn, record.uid, verdict.event)
+
+    def _check_budget(self, turn: Turn, record: JobRecord, event: Event) -> None:
+        """Raises Refusal for a resume that would be stopped at once."""
+        if not isinstance(event, ResumeRequested) or record.state.phase is not Phase.SUSPENDED:
+            return
+        allowed = budgets.limit(record) if event.budget_nanodollars is None else Nanodollars(event.budget_nanodollars)
+        spent = turn.ledger(record.uid).statement(turn.now_ns).total
+        if allowed is not None and spent is not None and spent >= allowed:
+            raise Refusal(
+                f"it has cost {for_people(spent)} of {for_people(allowed)}; "
+                f"`orchestrate resume {record.name} --budget DOLLARS` raises what it may cost in all"
+            )
+
     def _look_at_the_queue(self, turn: Turn) -> None:
         active = turn.active()
         waiting = [record for record in active if record.state.phase in (Phase.PENDING, Phase.QUEUED)]
@@ -668,6 +720,11 @@ class Controller:
             if deadline is not None and turn.now_ns - record.created_ns > parse_duration_ns(deadline):
                 self._apply(turn, record.uid, StartDeadlinePassed(turn.now_ns, f"It waited for more than {deadline}."))
         waiting = [r for record in waiting if (r := turn.get(record.uid)) is not None and not r.state.phase.ended]
+        for record in list(waiting):
+            if (why := budgets.too_dear(record.document, self.prices)) is not None:
+                waiting.remove(record)
+                if record.state.phase is Phase.PENDING or record.state.message != why:
+                    self._apply(turn, record.uid, Queued(turn.now_ns, why))
         holding = [terms.need(record) for record in active if record.state.phase.holds_machines]
         for verdict in look([terms.need(record) for record in waiting], holding, self._host.room()):
             before = turn.get(verdict.uid)

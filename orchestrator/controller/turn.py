@@ -108,6 +108,10 @@ class Turn:
         """What all jobs have seen of interruptions, as of the last turn."""
         return dict(self._book.observed)
 
+    def ledger(self, uid: str) -> Ledger:
+        """The job's ledger with this turn's entries."""
+        return self._ledger_of(uid)
+
     def held_machines(self, uid: str) -> tuple[str, ...]:
         """Machines the job pays for after this turn's entries."""
         return self._ledger_of(uid).held

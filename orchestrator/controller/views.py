@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.accounting import Statement, write_receipt
-from orchestrator.controller import slots
+from orchestrator.controller import budgets, slots
 from orchestrator.controller.journal.base import JobRecord
 from orchestrator.domain.clock import to_rfc3339
 from orchestrator.domain.money import to_decimal_string
@@ -107,6 +107,8 @@ def _status(record: JobRecord, cost: Mapping[str, Any] | None) -> dict[str, Any]
         "cost": dict(cost) if cost is not None else None,
         "result": _result(record),
     }
+    if (allowed := budgets.limit(record)) is not None:
+        status["budgetUSD"] = to_decimal_string(allowed)
     if "data" in progress:
         status["data"] = progress["data"]
     if "device" in progress:

@@ -22,6 +22,7 @@ from orchestrator.lifecycle.events import (
     VOLUNTARY,
     Admitted,
     AttemptEnded,
+    BudgetReached,
     CancelRequested,
     CaughtUp,
     CheckpointCommitted,
@@ -42,17 +43,19 @@ from orchestrator.lifecycle.events import (
     WorldLost,
 )
 from orchestrator.lifecycle.limits import Limits, Refusal
-from orchestrator.lifecycle.machine import Decision, check_invariants, transition
+from orchestrator.lifecycle.machine import SAVE_FIRST, Decision, check_invariants, transition
 from orchestrator.lifecycle.reasons import Budget, TerminationReason
 from orchestrator.lifecycle.state import Activity, Disruption, JobState, Phase, StoryEntry
 
 __all__ = [
+    "SAVE_FIRST",
     "VOLUNTARY",
     "Activity",
     "Admitted",
     "AttemptEnded",
     "BookActivity",
     "Budget",
+    "BudgetReached",
     "CancelRequested",
     "CaughtUp",
     "CheckpointCommitted",

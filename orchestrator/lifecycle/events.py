@@ -140,7 +140,18 @@ class SuspendRequested(Event):
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequested(Event):
-    pass
+    """`budget_nanodollars`: what the job may cost in all from now on; None leaves the limit as it is."""
+
+    budget_nanodollars: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReached(Event):
+    """The job has cost what it may. `fail`: it ends for good, else it can be resumed; both save first. `message` has the
+    amounts."""
+
+    message: str
+    fail: bool
 
 
 @dataclass(frozen=True, slots=True)

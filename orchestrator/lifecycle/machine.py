@@ -234,14 +234,15 @@ def _attempt_ended(state: JobState, event: on.Event, limits: Limits) -> Result:
     reason, told = _reported(event)
     state = state.at_step(event.step)
     why = reason if state.stopping is None or reason in _DONE else TerminationReason(state.stopping)
-    saved = why is TerminationReason.SUSPENDED and reason is TerminationReason.STOPPED and _newest_step_is_saved(state)
+    saved = why in SAVE_FIRST and reason is TerminationReason.STOPPED and _newest_step_is_saved(state)
     settle = SettleWork(None, useful=reason in _DONE or saved)
     finish = (BookActivity(Activity.SHUTDOWN, event.at_ns), settle, ReleaseMachines())
     if state.stopping is not None and reason not in _DONE:
-        if why is TerminationReason.SUSPENDED:
+        if why in SAVE_FIRST:
             stopped = reason is TerminationReason.STOPPED
             instead = () if stopped else (f"The attempt ended on its own: {reason}", told)
-            told = sentences(*instead, _where_resume_starts(state))
+            amounts = () if why is TerminationReason.SUSPENDED else (state.message,)
+            told = sentences(*amounts, *instead, _where_resume_starts(state))
         else:
             told = "" if why is TerminationReason.CANCELLED else state.message
         return end(state, event, why, told, finish)
@@ -328,13 +329,25 @@ def _suspend_holding(state: JobState, _: on.Event, __: Limits) -> Result:
     return after, (StopAttempt(state.attempt, save=True),), "SuspendRequested", message
 
 
+def _budget_reached(state: JobState, event: on.Event, _: Limits) -> Result:
+    assert isinstance(event, on.BudgetReached)
+    if state.stopping is not None:
+        return state, (), "BudgetReached", state.message  # it stops already
+    reason = TerminationReason.BUDGET_EXCEEDED if event.fail else TerminationReason.BUDGET_SUSPENDED
+    after = replace(state, stopping=reason.value, message=event.message)
+    return after, (StopAttempt(state.attempt, save=True),), "BudgetReached", event.message
+
+
 def _suspend_suspended(state: JobState, _: on.Event, __: Limits) -> Result:
     return state, (), "SuspendRequested", "the job is suspended already"
 
 
-def _resume(state: JobState, _: on.Event, __: Limits) -> Result:
+def _resume(state: JobState, event: on.Event, _: Limits) -> Result:
+    assert isinstance(event, on.ResumeRequested)
     message = "resumed; waits for room"
-    return replace(state, phase=Phase.PENDING, reason=None, message=message), (), "ResumeRequested", message
+    budget = state.budget_nanodollars if event.budget_nanodollars is None else event.budget_nanodollars
+    after = replace(state, phase=Phase.PENDING, reason=None, message=message, budget_nanodollars=budget)
+    return after, (), "ResumeRequested", message
 
 
 def _resume_active(state: JobState, _: on.Event, __: Limits) -> Result:
@@ -369,8 +382,14 @@ ATTEMPT_REASONS = frozenset(TerminationReason) - {
     TerminationReason.START_DEADLINE_EXCEEDED,
     TerminationReason.CRASH_LOOP,
     TerminationReason.PREEMPTIONS_EXHAUSTED,
+    TerminationReason.BUDGET_EXCEEDED,
+    TerminationReason.BUDGET_SUSPENDED,
 }
 """What an attempt may end with; the other reasons are decided here, for the job."""
+SAVE_FIRST = frozenset(
+    {TerminationReason.SUSPENDED, TerminationReason.BUDGET_EXCEEDED, TerminationReason.BUDGET_SUSPENDED}
+)
+"""Reasons to stop a gang that let it save its newest step before."""
 _DONE = frozenset({TerminationReason.COMPLETED, TerminationReason.EARLY_STOPPED})
 _REST_IS_LOST = SettleWork(None, useful=False)
 
@@ -385,6 +404,7 @@ _TABLE: dict[tuple[Phase, type[on.Event]], _Handler] = {
     **{(phase, on.StartDeadlinePassed): _start_deadline for phase in _WAITING},
     **{(phase, on.CancelRequested): _cancel_waiting for phase in (*_WAITING, Phase.SUSPENDED)},
     **{(phase, on.SuspendRequested): _suspend_waiting for phase in _WAITING},
+    **{(phase, on.BudgetReached): _budget_reached for phase in _HOLDING},
     (Phase.SUSPENDED, on.SuspendRequested): _suspend_suspended,
     (Phase.SUSPENDED, on.ResumeRequested): _resume,
     **{(phase, on.ResumeRequested): _resume_active for phase in (*_WAITING, *_HOLDING)},

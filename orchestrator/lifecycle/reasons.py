@@ -56,6 +56,8 @@ class TerminationReason(StrEnum):
     START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
     CRASH_LOOP = "CrashLoop"
     PREEMPTIONS_EXHAUSTED = "PreemptionsExhausted"
+    BUDGET_EXCEEDED = "BudgetExceeded"
+    BUDGET_SUSPENDED = "BudgetSuspended"
 
     @property
     def consequence(self) -> Consequence:
@@ -125,5 +127,11 @@ _CONSEQUENCES = {
         _NONE,
         "More machines were lost than spec.failure.maxPreemptions allows.",
         ExitCode.PREEMPTED_OUT,
+    ),
+    TerminationReason.BUDGET_EXCEEDED: Consequence(
+        _FAILED, False, _NONE, "The job has cost what spec.budget allows.", ExitCode.BUDGET
+    ),
+    TerminationReason.BUDGET_SUSPENDED: Consequence(
+        Phase.SUSPENDED, False, _NONE, "Suspended, since the job has cost what spec.budget allows.", ExitCode.BUDGET
     ),
 }

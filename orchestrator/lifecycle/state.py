@@ -153,6 +153,8 @@ class JobState:
     nothing: what saving more often would have made cheaper."""
     ran_ns: int = 0
     """Time in phase Running before the present spell of it, all attempts together."""
+    budget_nanodollars: int | None = None
+    """What the job may cost, as raised by a resume; None: as the job file says."""
     started_ns: int | None = None
     """When the first step of the first attempt was done."""
     ended_ns: int | None = None

@@ -53,6 +53,14 @@ def _a_model_or_an_entrypoint(job: TrainingJob) -> Iterator[Finding]:
         yield Finding(("spec", "model"), "is required", "add model: with source and task, or an entrypoint of your own")
 
 
+@_check("spec.budget", "spec.workers")
+def _only_an_elastic_job_shrinks(job: TrainingJob) -> Iterator[Finding]:
+    budget = job.spec.budget
+    if budget is not None and budget.on_exceeded == "ShrinkToMin" and not job.spec.workers.elastic:
+        hint = "set workers.min below workers.max, or take Suspend or Fail"
+        yield Finding(("spec", "budget", "onExceeded"), "ShrinkToMin needs an elastic job", hint)
+
+
 @_check("spec.data", "spec.entrypoint")
 def _data_or_an_entrypoint(job: TrainingJob) -> Iterator[Finding]:
     if job.spec.data is None and job.spec.entrypoint is None:

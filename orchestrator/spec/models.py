@@ -461,8 +461,7 @@ class Capacity(Part):
     )
     max_price_per_hour: Dollars | None = Field(
         default=None,
-        description="Highest price of a machine in dollars per hour.",
-        json_schema_extra=_planned("price limits"),
+        description="Highest price of a machine in dollars per hour; the job waits while machines cost more.",
     )
     policy: Text | None = Field(
         default=None, description="Name of the capacity policy.", json_schema_extra=_planned("capacity policies")
@@ -547,7 +546,9 @@ class Budget(Part):
 
     limit_usd: Dollars = Field(alias="limitUSD", description="Most dollars that the job may cost.", examples=["10.00"])
     on_exceeded: Literal["Suspend", "ShrinkToMin", "Fail"] = Field(
-        default="Suspend", description="What happens when the limit is reached."
+        default="Suspend",
+        description="What happens when the limit is reached: Suspend and Fail save a checkpoint first, ShrinkToMin goes on "
+        "with the fewest workers of an elastic job.",
     )
 
 
@@ -594,7 +595,6 @@ class TrainingJobSpec(Part):
     budget: Budget | None = Field(
         default=None,
         description="How much the job may cost; null means no limit.",
-        json_schema_extra=_planned("budgets"),
     )
     failure: Failure = Field(default_factory=Failure, description="How many failures the job survives.")
     queue: Literal["default"] = Field(default="default", description="Queue that the job waits in.")

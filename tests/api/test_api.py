@@ -412,3 +412,12 @@ def test_prune_deletes_what_nothing_keeps(served: Served) -> None:
         ask(keep_every_seconds=0)
     with pytest.raises(NotFound):
         served.client.prune("default", "b", keep_last=2)
+
+
+def test_resume_takes_a_larger_budget(served: Served) -> None:
+    """A limit that is no amount is a usage error and changes nothing; a good one holds from then on."""
+    served.client.submit(document("a", suspend=True, budget={"limitUSD": "1.00"}))
+    with pytest.raises(UsageError, match="limitUSD"):
+        served.client.request("default", "a", "resume", "much")
+    assert served.client.get("default", "a")["status"]["budgetUSD"] == "1.00"
+    assert served.client.request("default", "a", "resume", "2.50")["status"]["budgetUSD"] == "2.50"

@@ -99,6 +99,8 @@ class FakeController:
     def __init__(self) -> None:
         self.jobs: dict[tuple[str, str], dict[str, Any]] = {}
         self.asked: list[tuple[str, str]] = []
+        self.limits: list[str | None] = []
+        """What each resume said that the job may cost."""
         self.submitted: list[tuple[dict[str, Any], str | None, bool]] = []
         self.story: list[dict[str, Any]] = []
         self.checkpoints: list[dict[str, Any]] = []
@@ -162,6 +164,7 @@ class FakeController:
             elif detail == "suspend":
                 job["status"]["phase"] = "Suspended"
             elif detail == "resume":
+                self.limits.append(query.get("limitUSD"))
                 job["status"]["phase"] = "Running"
             elif detail == "scale":
                 workers = int(query["workers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,12 @@ def test_a_probe_that_fails_is_a_note(cli: Cli, tmp_path: Path) -> None:
     run = cli("plan", "job.yaml", "--probe", "2")
     assert run.code == 0
     assert "Note: the probe failed:" in run.out
+
+
+def test_without_numpy_spot_is_a_note(cli: Cli, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without the simulator's libraries plans all else, and says what it would need."""
+    monkeypatch.setitem(sys.modules, "orchestrator.simulation.forecast", None)
+    run = cli("plan", "job.yaml")
+    assert run.code == 0
+    assert "Note: spot: a forecast needs" in run.out
+    assert "Choice: 1 x p3.2xlarge: the cheapest on demand" in run.out

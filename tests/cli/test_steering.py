@@ -135,3 +135,10 @@ def test_checkpoint_now_of_a_job_that_fails_meanwhile(cli: Cli, controller: Fake
     run = cli("checkpoint", "now", "sentiment")
     assert run.code == 10
     assert "no checkpoint was saved" in run.err
+
+
+def test_resume_with_a_larger_budget(cli: Cli, controller: FakeController) -> None:
+    """`--budget` is sent with the request."""
+    controller.add(resource(phase="Suspended"))
+    assert cli("resume", "sentiment", "--budget", "12.50").code == 0
+    assert controller.limits == ["12.50"]

@@ -34,6 +34,7 @@ from orchestrator.lifecycle import (
     Admitted,
     AttemptEnded,
     BookActivity,
+    BudgetReached,
     CancelRequested,
     CaughtUp,
     CheckpointCommitted,
@@ -224,7 +225,10 @@ class History:
 
     def someone_asks(self) -> None:
         if self.life.phase is Phase.SUSPENDED and self.dice.random() < 0.8:
-            self.hear(ResumeRequested(self.life.now_ns))
+            self.hear(ResumeRequested(self.life.now_ns, self.dice.choice([None, 10**9])))
+            return
+        if self.life.phase.holds_machines and self.dice.random() < 0.04:
+            self.hear(BudgetReached(self.life.now_ns, "It has cost all.", fail=self.dice.random() < 0.5))
             return
         if self.dice.random() < 0.3:
             self.hear(ScaleRequested(self.life.now_ns, self.dice.randint(1, 4)))
@@ -418,7 +422,7 @@ def live(seed: int, steps: int) -> History:
     return history
 
 
-@pytest.mark.parametrize(("seeds", "often"), [(range(300), 2), pytest.param(range(450), 5, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(("seeds", "often"), [(range(400), 2), pytest.param(range(900), 5, marks=pytest.mark.faults)])
 def test_any_history_keeps_state_commands_and_money_consistent(seeds: range, often: int) -> None:
     """No interleaving raises `InternalError`, breaks an invariant, leaves an ended phase or loses a nano-dollar, and
     the dice reached every end, late and repeated messages, refused checkpoints and redone work."""
@@ -442,6 +446,7 @@ def test_any_history_keeps_state_commands_and_money_consistent(seeds: range, oft
         "attempts 4",
         "because CrashLoop",
         "because PreemptionsExhausted",
+        "because BudgetExceeded",
         "because ApplicationError",
         "because NoCapacity",
         "CaughtUp in Running",

@@ -11,6 +11,7 @@ from orchestrator.lifecycle import (
     Admitted,
     AttemptEnded,
     Budget,
+    BudgetReached,
     CancelRequested,
     CaughtUp,
     CheckpointCommitted,
@@ -59,6 +60,7 @@ SAMPLES: tuple[Event, ...] = (
     SuspendRequested(5),
     ResumeRequested(5),
     CheckpointRequested(5),
+    BudgetReached(5, "m", fail=True),
     ScaleRequested(5, 2),
 )
 QUEUE = frozenset({"Queued", "Admitted", "TooLargeForCluster", "StartDeadlinePassed"})
@@ -80,6 +82,8 @@ def why_missing(phase: Phase, event: str) -> str | None:
         return "a job is submitted once, and `Submitted` is what makes its state"
     if event in QUEUE and phase not in (Phase.PENDING, Phase.QUEUED):
         return "the queue looks only at jobs that wait, in the same turn in which it decides"
+    if event == "BudgetReached" and not phase.holds_machines:
+        return "only what jobs that hold machines cost is watched"
     if event == "CaughtUp" and phase in (Phase.PROVISIONING, Phase.RECOVERING, Phase.RESIZING):
         return "it is derived from a step, and a world's first step makes the job Running first"
     return None
@@ -127,7 +131,9 @@ def test_a_reason_says_all_that_it_must(reason: TerminationReason) -> None:
         assert consequence.exit_code not in (ExitCode.OK, ExitCode.CANCELLED)
     else:
         assert not consequence.retried
-        assert consequence.exit_code is (ExitCode.CANCELLED if consequence.phase is Phase.CANCELLED else ExitCode.OK)
+        codes = {Phase.CANCELLED: ExitCode.CANCELLED}
+        budget = reason is TerminationReason.BUDGET_SUSPENDED
+        assert consequence.exit_code is (ExitCode.BUDGET if budget else codes.get(consequence.phase, ExitCode.OK))
     if not consequence.retried:
         assert consequence.budget is Budget.NONE
 

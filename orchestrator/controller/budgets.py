@@ -1,0 +1,74 @@
+"""`spec.budget` and `capacity.maxPricePerHour`: what a job may cost, and what follows when it has. Pure.
+
+The controller looks at every turn, at least once a second, at what each job that holds machines has cost by its ledger. A job
+stops with a checkpoint first, so it may cost what saving and stopping take beyond its limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.accounting import PriceBook, Statement
+from orchestrator.controller import terms
+from orchestrator.controller.journal.base import JobRecord
+from orchestrator.domain.money import Nanodollars, for_people, parse_dollars
+from orchestrator.lifecycle import BudgetReached, Event, ScaleRequested, StoryEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reached limit means. `entry`: a line of the job's story that no event of the lifecycle tells."""
+
+    event: Event | None
+    entry: StoryEntry | None = None
+
+
+def limit(record: JobRecord) -> Nanodollars | None:
+    """What the job may cost in all; None without a budget."""
+    if record.state.budget_nanodollars is not None:
+        return Nanodollars(record.state.budget_nanodollars)
+    budget = record.document["spec"].get("budget")
+    return None if budget is None else parse_dollars(budget["limitUSD"])
+
+
+def look(record: JobRecord, statement: Statement, now_ns: int) -> Verdict | None:
+    """What to do about a job that holds machines; None: it may go on. A cost that is unknown has no limit: such a job is not
+    accepted, see `refusal`."""
+    allowed, spent = limit(record), statement.total
+    if allowed is None or spent is None or spent < allowed or record.state.stopping is not None:
+        return None
+    action = str(record.document["spec"]["budget"]["onExceeded"])
+    told = f"It has cost {for_people(spent)} of {for_people(allowed)}."
+    if action != "ShrinkToMin":
+        return Verdict(BudgetReached(now_ns, told, fail=action == "Fail"))
+    fewest = terms.sizes(record.document)[0]
+    if record.state.workers <= fewest:
+        return None
+    phase = record.state.phase
+    message = f"{told} It goes on with the fewest workers that it may have, {fewest}."
+    return Verdict(
+        ScaleRequested(now_ns, fewest), StoryEntry(now_ns, "BudgetReached", phase, phase, "BudgetReached", message)
+    )
+
+
+def refusal(document: dict[str, Any] | Any, prices: PriceBook) -> str | None:
+    """Why a job with this document cannot be accepted: nobody could hold it to a budget."""
+    offering = prices.local_offering()
+    if document["spec"].get("budget") is None or offering.price_nanodollars_per_hour is not None:
+        return None
+    return f"spec.budget cannot be kept: the price of a worker is unknown ({offering.price_source})"
+
+
+def too_dear(document: Any, prices: PriceBook) -> str | None:
+    """Why the job waits for cheaper machines; None: it need not."""
+    highest = document["spec"].get("capacity", {}).get("maxPricePerHour")
+    if highest is None:
+        return None
+    offering = prices.local_offering()
+    price, allowed = offering.price_nanodollars_per_hour, parse_dollars(highest)
+    if price is None:
+        return f"capacity.maxPricePerHour is {for_people(allowed)}, and the price of a worker is unknown"
+    if price <= allowed:
+        return None
+    return f"a worker costs {for_people(Nanodollars(price))} an hour, more than capacity.maxPricePerHour {for_people(allowed)}"
