@@ -342,6 +342,16 @@ class Ledger:
         ):
             self._first_at_risk += 1
 
+    def owed(self, now_ns: int) -> Nanodollars | None:
+        """What the job would have cost if it gave everything back now: what a provider bills at least is in it from the start.
+        None when a price is unknown. Takes a step for each machine there ever was."""
+        until_ns = max(now_ns, self._latest_ns)
+        amounts: list[Nanodollars | None] = []
+        for machine, hold in self._holds.items():
+            price, end_ns = hold.price_nanodollars_per_hour, self._ends.get(machine, until_ns)
+            amounts.append(None if price is None else cumulative_cost(price, _billed_end(hold, end_ns) - hold.at_ns))
+        return _sum(amounts)
+
     def statement(self, now_ns: int) -> Statement:
         """Every machine's time until `now_ns`, cut into segments and priced. Walks all spans of each machine's time."""
         until_ns = max(now_ns, self._latest_ns)

@@ -135,7 +135,7 @@ def detach_notice(context: Context, resource: Mapping[str, Any]) -> str:
 
 def outcome_code(job: JobView) -> int:
     """The exit code of a job's outcome; 0 while it has none."""
-    if job.phase == "Succeeded" or not job.ended:
+    if job.phase == "Succeeded" or not (job.ended or job.phase == "Suspended"):
         return int(ExitCode.OK)
     if job.phase == "Cancelled":
         return int(ExitCode.CANCELLED)

@@ -1,18 +1,21 @@
 """`spec.budget` and `capacity.maxPricePerHour`: what a job may cost, and what follows when it has. Pure.
 
 The controller looks at every turn, at least once a second, at what each job that holds machines has cost by its ledger. A job
-stops with a checkpoint first, so it may cost what saving and stopping take beyond its limit.
+stops with a checkpoint first, so it may cost what saving and stopping take beyond its limit. What a provider bills at least for
+a machine counts from the moment that it is there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.accounting import PriceBook, Statement
+from orchestrator.accounting import PriceBook
 from orchestrator.controller import terms
 from orchestrator.controller.journal.base import JobRecord
-from orchestrator.domain.money import Nanodollars, for_people, parse_dollars
+from orchestrator.domain.clock import NANOSECONDS_PER_SECOND
+from orchestrator.domain.money import Nanodollars, cumulative_cost, for_people, parse_dollars
 from orchestrator.lifecycle import BudgetReached, Event, ScaleRequested, StoryEntry
 
 
@@ -32,10 +35,10 @@ def limit(record: JobRecord) -> Nanodollars | None:
     return None if budget is None else parse_dollars(budget["limitUSD"])
 
 
-def look(record: JobRecord, statement: Statement, now_ns: int) -> Verdict | None:
-    """What to do about a job that holds machines; None: it may go on. A cost that is unknown has no limit: such a job is not
-    accepted, see `refusal`."""
-    allowed, spent = limit(record), statement.total
+def look(record: JobRecord, owed: Nanodollars | None, now_ns: int) -> Verdict | None:
+    """What to do about a job that holds machines and owes so much; None: it may go on. A cost that is unknown has no limit:
+    such a job is not accepted, see `refusal`."""
+    allowed, spent = limit(record), owed
     if allowed is None or spent is None or spent < allowed or record.state.stopping is not None:
         return None
     action = str(record.document["spec"]["budget"]["onExceeded"])
@@ -52,12 +55,39 @@ def look(record: JobRecord, statement: Statement, now_ns: int) -> Verdict | None
     )
 
 
-def refusal(document: dict[str, Any] | Any, prices: PriceBook) -> str | None:
-    """Why a job with this document cannot be accepted: nobody could hold it to a budget."""
-    offering = prices.local_offering()
-    if document["spec"].get("budget") is None or offering.price_nanodollars_per_hour is not None:
+def refusal(document: Mapping[str, Any], prices: PriceBook) -> str | None:
+    """Why a job with this document cannot be accepted: nobody could hold it to its budget."""
+    budget = document["spec"].get("budget")
+    if budget is None:
         return None
-    return f"spec.budget cannot be kept: the price of a worker is unknown ({offering.price_source})"
+    offering, least = prices.local_offering(), least_bill(document, prices)
+    if least is None:
+        return f"spec.budget cannot be kept: the price of a worker is unknown ({offering.price_source})"
+    allowed = parse_dollars(budget["limitUSD"])
+    if allowed <= least:
+        return f"spec.budget.limitUSD is {for_people(allowed)}; its workers are billed {for_people(least)} however short they run"
+    return None
+
+
+def least_bill(document: Mapping[str, Any], prices: PriceBook) -> Nanodollars | None:
+    """What the fewest workers of the job are billed as soon as they are there; None: unknown."""
+    price, billing = prices.local_offering().price_nanodollars_per_hour, prices.billing
+    if price is None:
+        return None
+    seconds = max(billing.minimum_seconds, billing.granularity_seconds)
+    return Nanodollars(terms.sizes(document)[0] * cumulative_cost(price, seconds * NANOSECONDS_PER_SECOND))
+
+
+def cannot_resume(record: JobRecord, raised: int | None, owed: Nanodollars | None, prices: PriceBook) -> str | None:
+    """Why a resume would be stopped at once; `raised`: the limit that comes with it."""
+    allowed = limit(record) if raised is None else Nanodollars(raised)
+    least = least_bill(record.document, prices)
+    if allowed is None or owed is None or least is None or owed + least < allowed:
+        return None
+    return (
+        f"it has cost {for_people(owed)} of {for_people(allowed)}, and starting costs {for_people(least)}; "
+        f"`orchestrate resume {record.name} --budget DOLLARS` raises what it may cost in all"
+    )
 
 
 def too_dear(document: Any, prices: PriceBook) -> str | None:

@@ -49,7 +49,7 @@ from orchestrator.domain.errors import (
     StorageError,
     UsageError,
 )
-from orchestrator.domain.money import Nanodollars, for_people
+from orchestrator.domain.money import Nanodollars
 from orchestrator.domain.quantities import parse_duration_ns
 from orchestrator.lifecycle import (
     SAVE_FIRST,
@@ -496,7 +496,7 @@ class Controller:
         match item:
             case Submit():
                 if (why := budgets.refusal(item.document, self.prices)) is not None:
-                    hint = "name a price file with ORCHESTRATE_PRICES, or leave the budget out"
+                    hint = "raise the limit, name a price file with ORCHESTRATE_PRICES, or leave the budget out"
                     turn.replies.append(partial(item.answer.set_exception, UsageError(why, hint=hint)))
                 else:
                     accept(turn, item, self.home, self._book.records.__getitem__)
@@ -690,7 +690,7 @@ class Controller:
         for record in turn.active():
             if not record.state.phase.holds_machines or budgets.limit(record) is None:
                 continue
-            verdict = budgets.look(record, turn.ledger(record.uid).statement(turn.now_ns), turn.now_ns)
+            verdict = budgets.look(record, turn.ledger(record.uid).owed(turn.now_ns), turn.now_ns)
             if verdict is None:
                 continue
             if verdict.entry is not None:
@@ -702,13 +702,9 @@ class Controller:
         """Raises Refusal for a resume that would be stopped at once."""
         if not isinstance(event, ResumeRequested) or record.state.phase is not Phase.SUSPENDED:
             return
-        allowed = budgets.limit(record) if event.budget_nanodollars is None else Nanodollars(event.budget_nanodollars)
-        spent = turn.ledger(record.uid).statement(turn.now_ns).total
-        if allowed is not None and spent is not None and spent >= allowed:
-            raise Refusal(
-                f"it has cost {for_people(spent)} of {for_people(allowed)}; "
-                f"`orchestrate resume {record.name} --budget DOLLARS` raises what it may cost in all"
-            )
+        owed = turn.ledger(record.uid).owed(turn.now_ns)
+        if (why := budgets.cannot_resume(record, event.budget_nanodollars, owed, self.prices)) is not None:
+            raise Refusal(why)
 
     def _look_at_the_queue(self, turn: Turn) -> None:
         active = turn.active()

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from orchestrator.accounting import Category, PriceBook
+from orchestrator.accounting import Billing, Category, PriceBook
 from orchestrator.controller import budgets
 from orchestrator.domain.errors import Conflict, UsageError
 from orchestrator.domain.money import parse_dollars
@@ -20,34 +20,37 @@ PER_SECOND = Decimal("3.06") / 3600
 
 
 def budget(seconds: float, on_exceeded: str, workers: int = 2) -> dict[str, str]:
-    """What so many workers cost in so many seconds."""
+    """What so many workers cost in so many seconds. The example prices bill no minimum here, see `free_of_minimum`."""
     limit = (PER_SECOND * workers * Decimal(str(seconds))).quantize(Decimal("0.000000001"))
     return {"limitUSD": str(limit), "onExceeded": on_exceeded}
+
+
+@pytest.fixture(autouse=True)
+def free_of_minimum(world: World) -> None:
+    """Machines are billed by the second, from the first one on, so that a second's budget can be tested."""
+    world.controller.prices = replace(world.controller.prices, billing=Billing(1, 0))
 
 
 def test_a_job_that_has_cost_its_budget_saves_and_is_suspended(world: World) -> None:
     """At the limit the gang saves its newest step and stops: a durable checkpoint, no work lost, and no more than a look and
     the stop itself beyond the limit."""
-    world.submit("thrifty", steps=1000, allowed=7, budget=budget(1.0, "Suspend"))
+    world.submit("thrifty", steps=1000, allowed=7, budget=budget(1.5, "Suspend"))
     record = world.until_phase("thrifty", Phase.SUSPENDED)
     assert record.state.reason == "BudgetSuspended"
     assert "It has cost $" in record.state.message
     assert record.state.checkpoint_step == record.state.step >= 7
     assert f"Resume continues from step {record.state.step}." in record.state.message
     statement = world.controller.statement(record.uid)
-    limit, minimum = (
-        parse_dollars(budget(1.0, "Suspend")["limitUSD"]),
-        parse_dollars(budget(60.0, "Suspend")["limitUSD"]),
-    )
+    limit, late = (parse_dollars(budget(seconds, "Suspend")["limitUSD"]) for seconds in (1.0, 5.0))
     assert statement.total is not None
-    assert limit <= statement.total <= minimum  # each machine is billed for a minute at least
+    assert limit <= statement.total <= late  # one look and the stop, which takes milliseconds here
     assert not statement.by_category().get(Category.LOST_WORK)
     assert "BudgetReached" in world.events("thrifty")
 
 
 def test_resume_wants_a_larger_budget(world: World) -> None:
     """A suspended job is not resumed to be stopped at once; with a larger limit it goes on from its checkpoint to the end."""
-    world.submit("poor", steps=20, allowed=7, budget=budget(1.0, "Suspend"))
+    world.submit("poor", steps=20, allowed=7, budget=budget(1.5, "Suspend"))
     saved = world.until_phase("poor", Phase.SUSPENDED).state.checkpoint_step
     for too_small in (None, parse_dollars("0.000001")):
         with pytest.raises(Conflict, match=r"it has cost \$.* --budget DOLLARS"):
@@ -63,7 +66,7 @@ def test_resume_wants_a_larger_budget(world: World) -> None:
 
 def test_a_raised_budget_outlives_the_controller(world: World) -> None:
     """What a resume allowed is in the journal: a controller that comes back holds the job to it."""
-    world.submit("kept", steps=1000, allowed=3, budget=budget(1.0, "Suspend"))
+    world.submit("kept", steps=1000, allowed=3, budget=budget(1.5, "Suspend"))
     world.until_phase("kept", Phase.SUSPENDED)
     world.controller.resume("default", "kept", parse_dollars("7.50"))
     world.restart()
@@ -74,7 +77,7 @@ def test_a_raised_budget_outlives_the_controller(world: World) -> None:
 
 def test_fail_saves_first_and_ends_for_good(world: World) -> None:
     """With `Fail` the job ends as Failed, after a checkpoint, and cannot be resumed."""
-    world.submit("strict", steps=1000, allowed=7, budget=budget(1.0, "Fail"))
+    world.submit("strict", steps=1000, allowed=7, budget=budget(1.5, "Fail"))
     record = world.until_phase("strict", Phase.FAILED)
     assert record.state.reason == "BudgetExceeded"
     assert record.state.checkpoint_step == record.state.step >= 7
@@ -101,6 +104,22 @@ def test_a_budget_without_a_price_is_refused(world: World) -> None:
     assert world.controller.jobs() == []
 
 
+def test_what_is_billed_at_least_counts_from_the_start(world: World) -> None:
+    """Two workers that are billed for a minute each cost $0.102 however short they run: a smaller budget is refused at the
+    submit, and a resume that starting alone would use up is refused as well."""
+    world.controller.prices = replace(world.controller.prices, billing=Billing(1, 60))
+    with pytest.raises(
+        UsageError, match=r"limitUSD is \$0\.1019; its workers are billed \$0\.1020 however short they run"
+    ):
+        world.submit("tiny", budget={"limitUSD": "0.1019", "onExceeded": "Suspend"})
+    world.submit("small", steps=1000, allowed=3, budget={"limitUSD": "0.1021", "onExceeded": "Suspend"})
+    world.until("small", lambda found: found.state.step == 3)
+    world.controller.request("default", "small", "suspend")
+    world.until_phase("small", Phase.SUSPENDED)
+    with pytest.raises(Conflict, match=r"it has cost \$0\.1020 of \$0\.1021, and starting costs \$0\.1020"):
+        world.controller.resume("default", "small")
+
+
 def test_a_job_waits_while_machines_cost_more_than_it_allows(world: World) -> None:
     """`maxPricePerHour` below the price keeps the job queued with both numbers; at the price it starts."""
     world.submit("patient", capacity={"maxPricePerHour": "3.05"})
@@ -113,11 +132,11 @@ def test_a_job_waits_while_machines_cost_more_than_it_allows(world: World) -> No
 
 def test_shrink_to_min_asks_for_the_fewest_workers_once(world: World) -> None:
     """An elastic job above its limit is scaled to its smallest size; there it goes on, and is not asked again."""
-    record = world.submit("elastic", workers={"min": 1, "max": 2}, budget=budget(0.1, "ShrinkToMin"), allowed=3)
+    record = world.submit("elastic", workers={"min": 1, "max": 2}, budget=budget(0.6, "ShrinkToMin"), allowed=3)
     shrunk = world.until("elastic", lambda found: found.state.workers == 1)
     assert world.events("elastic").count("BudgetReached") == 1
     statement = world.controller.statement(record.uid)
-    assert budgets.look(shrunk, statement, statement.until_ns) is None
+    assert budgets.look(shrunk, statement.total, statement.until_ns) is None
     world.controller.request("default", "elastic", "cancel")
     world.until_phase("elastic", Phase.CANCELLED)
 
@@ -131,7 +150,7 @@ def test_a_limit_is_exact_to_the_nano_dollar(world: World) -> None:
     for over, stops in ((1, False), (0, True), (-1, True)):
         limited = replace(record, state=replace(record.state, budget_nanodollars=statement.total + over))
         limited = replace(limited, document=document("exact", budget={"limitUSD": "1", "onExceeded": "Fail"}))
-        assert (budgets.look(limited, statement, statement.until_ns) is not None) is stops
+        assert (budgets.look(limited, statement.total, statement.until_ns) is not None) is stops
     world.controller.request("default", "exact", "cancel")
     world.until_phase("exact", Phase.CANCELLED)
 

@@ -397,6 +397,10 @@ class History:
             times[1] = segment.end_ns
         costs = [cumulative_cost(PRICE, end_ns - start_ns) for start_ns, end_ns in machines.values()]
         assert sum(costs) == statement.total
+        owed = self.books.ledger.owed(self.life.now_ns)
+        assert owed is not None
+        assert owed >= sum(costs)  # with what is billed at least
+        assert self.books.ledger.held or owed == sum(costs)
         assert sum(costs) >= self.total_before
         self.total_before = sum(costs)
         for category in SETTLED:
