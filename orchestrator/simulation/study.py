@@ -17,6 +17,7 @@ from orchestrator.policy.capacity import capacity_policy
 from orchestrator.simulation.bounds import Bounds
 from orchestrator.simulation.market import HOUR_NS, SECOND_NS, Market, fluid_bound
 from orchestrator.simulation.traces import Series, read_series
+from orchestrator.simulation.trouble import NO_TROUBLE, Trouble
 from orchestrator.simulation.world import Job, Run, simulate
 
 GRID_NS = 72 * SECOND_NS
@@ -35,6 +36,8 @@ class Terms:
     checkpoint_interval_ns: int | None = None
     without: tuple[str, ...] = ()
     """Recorded markets that no policy may know (beginnings of their names): those that it is judged on."""
+    trouble: Trouble = NO_TROUBLE
+    """What no policy can know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,9 @@ def study(markets: Sequence[Market], terms: Terms, cache: Path | None = None) ->
             for start_ns in starts(market, terms, ratio):
                 bound = bounds.of(job, start_ns, partial(_bound, market, job, start_ns))
                 for name, policy in policies.items():
-                    yield Result(market, ratio, name, job, simulate(market, job, policy, start_ns), bound)
+                    yield Result(
+                        market, ratio, name, job, simulate(market, job, policy, start_ns, terms.trouble), bound
+                    )
         bounds.keep()
 
 

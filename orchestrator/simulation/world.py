@@ -6,7 +6,9 @@ floor that the ledger of real jobs uses. A change of what is held pays for one r
 that offers fewer workers than are held takes the rest away at once; a rigid gang then loses all. Work is counted in
 worker-nanoseconds, an integer, so nothing is lost by rounding.
 
-Limits: one overhead for every place; on-demand machines are always there, in the first zone's name.
+`Trouble` makes restarts take longer or shorter, on-demand machines sell out for a while, and the work other than was thought.
+
+Limits: one mean overhead for every place; on-demand machines have the first zone's name; a policy hears of a market's change at once.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from orchestrator.domain.money import cumulative_cost
 from orchestrator.domain.offerings import CapacityType
 from orchestrator.policy.capacity import CapacityPolicy, Holding, Offer, RestartOverhead, Situation
 from orchestrator.simulation.market import HOUR_NS, SECOND_NS, Market
+from orchestrator.simulation.trouble import NO_TROUBLE, Trouble
 
 LEAST_WAIT_NS = SECOND_NS // 1000
 """A policy that wants to be asked again sooner is asked then: decisions come to an end."""
@@ -82,24 +85,40 @@ class Run:
     lost_ns: int
     """Work that was lost, in ns of the whole gang."""
     decisions: int
+    warned_ns: int | None = None
+    """When the policy first said that the deadline is at risk."""
+    known_ns: int | None = None
+    """When the policy got to know how much work there is, where it was wrong about it."""
+    spare_ns: int | None = None
+    """What on-demand machines, rented then, would have had to spare by the high estimate of a restart; negative: too late."""
 
     @property
     def cost_nanodollars(self) -> int:
         return sum(segment.cost_nanodollars for segment in self.segments)
 
 
-def simulate(market: Market, job: Job, policy: CapacityPolicy, start_ns: int) -> Run:
+def simulate(market: Market, job: Job, policy: CapacityPolicy, start_ns: int, trouble: Trouble = NO_TROUBLE) -> Run:
     """Run one job under one policy. Raises InternalError when the policy asks for what is not offered."""
     job.check()
-    return _World(market, job, policy, start_ns).run()
+    return _World(market, job, policy, start_ns, trouble).run()
 
 
 class _World:
-    def __init__(self, market: Market, job: Job, policy: CapacityPolicy, start_ns: int) -> None:
+    def __init__(self, market: Market, job: Job, policy: CapacityPolicy, start_ns: int, trouble: Trouble) -> None:
         self._market, self._job, self._policy = market, job, policy
         self._start_ns = self._now_ns = start_ns
         self._deadline_ns = start_ns + job.deadline_ns
         self._counts, self._prices = market.at(start_ns)
+        self._believed = 1.0 if trouble.known_at <= 0 else trouble.work_believed
+        self._known_at = round(job.work_ns * market.workers_max * trouble.known_at)
+        self._lengths = trouble.overheads(job.overhead_ns, start_ns)
+        horizon_ns = start_ns + 4 * job.deadline_ns
+        self._stock = [instant for outage in trouble.stock_outs(start_ns, horizon_ns) for instant in outage]
+        """When on-demand machines sell out and come back, in turn; what is over is taken away."""
+        self._sold_out = False
+        self._warned_ns: int | None = None
+        self._known_ns: int | None = None
+        self._spare_ns: int | None = None
         self._next = market.first_after(start_ns)
         self._histories = market.histories(start_ns)
         self._zone_of = {zone: number for number, zone in enumerate(market.zones)}
@@ -119,8 +138,7 @@ class _World:
         self._restart_ns = 0
         self._segments: list[Held] = []
         self._preemptions = self._lost = self._decisions = 0
-        seconds = job.overhead_ns / 1e9
-        self._overhead = RestartOverhead(seconds, seconds)
+        self._overhead = RestartOverhead(job.overhead_ns / 1e9, trouble.high_ns(job.overhead_ns) / 1e9)
 
     def run(self) -> Run:
         changes, size = self._market.changes, len(self._market.changes)
@@ -134,10 +152,13 @@ class _World:
                     stop_ns = change_ns if stop_ns is None else min(stop_ns, change_ns)
                 elif self._now_ns < ended:
                     stop_ns = ended if stop_ns is None else min(stop_ns, ended)
+                if self._stock:
+                    stop_ns = self._stock[0] if stop_ns is None else min(stop_ns, self._stock[0])
                 if self._ready_ns is not None:
                     stop_ns = self._ready_ns if stop_ns is None else min(stop_ns, self._ready_ns)
                 elif self._workers >= self._market.workers_min:
-                    finish_ns = self._now_ns - (self._done - self._work) // self._workers
+                    told = self._work if self._believed == 1.0 else min(self._work, max(self._known_at, self._done + 1))
+                    finish_ns = self._now_ns - (self._done - told) // self._workers
                     stop_ns = finish_ns if stop_ns is None else min(stop_ns, finish_ns)
                 if stop_ns is None:
                     return self._result(None)
@@ -148,6 +169,7 @@ class _World:
                 asked = until_ns is not None and stop_ns >= until_ns
                 if self._ready_ns is not None and self._now_ns >= self._ready_ns:
                     self._ready_ns, asked = None, True
+                asked |= self._take_trouble()
                 if self._take_changes() or asked:
                     break
 
@@ -155,7 +177,18 @@ class _World:
         met = finish_ns is not None and finish_ns <= self._deadline_ns
         lost_ns = self._lost // self._market.workers_max
         segments = tuple(sorted(self._segments))
-        return Run(self._start_ns, segments, finish_ns, met, self._preemptions, lost_ns, self._decisions)
+        return Run(
+            self._start_ns,
+            segments,
+            finish_ns,
+            met,
+            self._preemptions,
+            lost_ns,
+            self._decisions,
+            self._warned_ns,
+            self._known_ns,
+            self._spare_ns,
+        )
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -167,6 +200,21 @@ class _World:
                 interval = self._job.checkpoint_interval_ns or 1
                 self._unsaved = (self._unsaved + done) % (interval * self._workers)
         self._now_ns = to_ns
+
+    def _take_trouble(self) -> bool:
+        """Whether on-demand machines sold out or came back, or the work is known from now on."""
+        found = False
+        while self._stock and self._stock[0] <= self._now_ns:
+            del self._stock[0]
+            self._sold_out = not self._sold_out
+            found = True
+        if self._believed != 1.0 and self._done >= self._known_at:
+            self._believed, found = 1.0, True
+            self._known_ns = self._now_ns
+            self._spare_ns = self._deadline_ns - self._now_ns - self._on_demand_needs()
+        if found:
+            self._offers = self._offered()
+        return found
 
     def _take_changes(self) -> bool:
         """Take in what changed at this instant; whether anything did."""
@@ -231,7 +279,7 @@ class _World:
 
     def _restart(self) -> None:
         self._restart_ns = self._now_ns
-        self._ready_ns = self._now_ns + self._job.overhead_ns if self._held else None
+        self._ready_ns = self._now_ns + next(self._lengths) if self._held else None
 
     def _offered(self) -> tuple[Offer, ...]:
         market = self._market
@@ -241,8 +289,23 @@ class _World:
                 Offer(zone, CapacityType.SPOT, price // most, count)
                 for zone, price, count in zip(market.zones, self._prices, self._counts, strict=True)
             ),
-            Offer(market.zones[0], CapacityType.ON_DEMAND, market.on_demand // most, most),
+            Offer(market.zones[0], CapacityType.ON_DEMAND, market.on_demand // most, self._on_demand_room()),
         )
+
+    def _on_demand_needs(self) -> int:
+        """ns in which on-demand machines do what is left from now on, those that work already without a start."""
+        left = (self._work - self._done) // self._market.workers_max
+        whole = self._on_demand_held() >= self._market.workers_max and self._ready_ns is None
+        return left + (0 if whole else round(self._overhead.high_seconds * 1e9))
+
+    def _on_demand_held(self) -> int:
+        return sum(held[0] for place, held in self._held.items() if place[1] is CapacityType.ON_DEMAND)
+
+    def _on_demand_room(self) -> int:
+        """Workers that could be held on demand, those that are held among them."""
+        if not self._sold_out:
+            return self._market.workers_max
+        return self._on_demand_held()
 
     # --- the policy ---------------------------------------------------------------------------------------------------
 
@@ -250,12 +313,17 @@ class _World:
         """Ask the policy and do as it says; when it wants to be asked again."""
         market, job, now_ns = self._market, self._job, self._now_ns
         self._decisions += 1
+        if self._sold_out:
+            self._offers = self._offered()
+        left = self._work - self._done
+        if self._believed != 1.0:
+            left = max(1, round(self._work * self._believed) - self._done)
         decision = self._policy.decide(
             Situation(
                 now_ns=now_ns,
                 began_ns=self._start_ns,
-                work_seconds=job.work_ns / 1e9,
-                work_left_seconds=(self._work - self._done) / market.workers_max / 1e9,
+                work_seconds=job.work_ns * self._believed / 1e9,
+                work_left_seconds=left / market.workers_max / 1e9,
                 deadline_ns=self._deadline_ns,
                 offers=self._offers,
                 held=[Holding(zone, kind, held[0], held[1]) for (zone, kind), held in self._held.items()],
@@ -267,6 +335,8 @@ class _World:
                 history=self._histories,
             )
         )
+        if decision.deadline_at_risk is not None and self._warned_ns is None:
+            self._warned_ns = now_ns
         wanted = {(target.zone, target.capacity_type): target.workers for target in decision.targets if target.workers}
         if wanted != {place: held[0] for place, held in self._held.items()}:
             self._hold(wanted)
@@ -282,7 +352,7 @@ class _World:
                 continue
             zone = self._zone_of.get(place[0])
             spot = place[1] is CapacityType.SPOT
-            if zone is None or workers > (self._counts[zone] if spot else self._market.workers_max):
+            if zone is None or workers > (self._counts[zone] if spot else self._on_demand_room()):
                 raise InternalError(f"{self._policy.name} asks for {workers} workers at {place}, which are not offered")
             self._paid[place] = self._prices[zone] if spot else self._market.on_demand
             self._held[place] = (workers, self._now_ns, self._now_ns)

@@ -18,7 +18,7 @@ TERMS: dict[str, Any] = {
     "overhead_hours": 0.1,
     "on_demand_nanodollars_per_hour": 3_060_000_000,
     "spot_nanodollars_per_hour": 918_000_000,
-    "jobs": 20,
+    "jobs": 10,
 }
 
 

@@ -55,6 +55,18 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--starts", type=count_from_one, default=24, metavar="N", help="jobs a deadline (default 24)")
     parser.add_argument("--policy", type=_words, default=None, metavar="NAME,...", help="policies (default: all)")
+    parser.add_argument(
+        "--overhead-spread", type=_from_zero, default=0.0, metavar="SIGMA",
+        help="restarts vary: deviation of the logarithm of their length, cut at 4 times the mean (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stock-outs", type=_from_zero, default=0.0, metavar="N",
+        help="half hours a day in which no more on-demand machines are to be had (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--work-believed", type=_share, default=1.0, metavar="X",
+        help="what the policy takes the work to be until half of it is done, over what it is (default 1)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn by chance (default 0)")
     parser.add_argument("--plot", metavar="FILE", help="draw the first job under each policy (.png or .svg)")
     add_output(parser, ("table", "json", "yaml", "jsonl"))
@@ -88,6 +100,13 @@ def _share(text: str) -> float:
     value = _number(text)
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a price ratio above 0")
+    return value
+
+
+def _from_zero(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return value
 
 
@@ -142,6 +161,7 @@ def _results(args: argparse.Namespace, context: Context) -> list[Result]:
     from orchestrator.simulation.market import market
     from orchestrator.simulation.study import Terms, find, starts, study
     from orchestrator.simulation.traces import flags, read_series
+    from orchestrator.simulation.trouble import Trouble
 
     policies = args.policy or POLICY_NAMES
     for name in policies:
@@ -178,6 +198,7 @@ def _results(args: argparse.Namespace, context: Context) -> list[Result]:
         tuple(policies),
         not args.no_notice,
         None if interval is None else round(interval * 1e9),
+        trouble=Trouble(args.seed, args.overhead_spread, args.stock_outs, work_believed=args.work_believed),
     )
     fit = []
     for each in markets:
