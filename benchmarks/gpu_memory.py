@@ -19,9 +19,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import REPOSITORY, Samples, Verdict, arguments, conclude
-from orchestrator.planning.hardware import GPUS
+from orchestrator.planning.hardware import GPUS, PRECISIONS
 from orchestrator.planning.memory import Memory, estimate
 from orchestrator.planning.shapes import BUILT_VOCABULARY, ModelShape, read_shape
+from orchestrator.planning.stage import Stage
 from orchestrator.spec.models import TrainingJob
 
 BAR = 0.15
@@ -44,7 +45,8 @@ MISTRAL_1B = {
     "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 8,
     "intermediate_size": 7168,
 }  # fmt: skip
-CASES: tuple[tuple[str, dict[str, Any], int, str, str, int, int], ...] = (
+Case = tuple[str, dict[str, Any], Stage, str, str, int, int]
+CASES: tuple[Case, ...] = (
     ("gpt2", {}, 2, "None", "BF16", 16, 512),
     ("gpt2", GPT2_MEDIUM, 3, "None", "BF16", 8, 1024),
     ("gpt2", {}, 0, "None", "FP32", 8, 512),
@@ -61,16 +63,16 @@ CASES: tuple[tuple[str, dict[str, Any], int, str, str, int, int], ...] = (
 ENCODERS = ("bert", "roberta", "distilbert")
 
 
-def planned(case: tuple[str, dict[str, Any], int, str, str, int, int]) -> tuple[ModelShape, Memory]:
+def planned(case: Case) -> tuple[ModelShape, Memory]:
     """What the planner says of a case."""
     family, config, stage, offload, precision, micro_batch, tokens = case
     encoder = family in ENCODERS
     shape = read_shape({"model_type": family, **config}, language_model=not encoder, vocabulary=BUILT_VOCABULARY)
     memory = estimate(
         shape,
-        stage=stage,  # type: ignore[arg-type]
+        stage=stage,
         ranks=1,
-        precision=precision.lower(),  # type: ignore[arg-type]
+        precision=PRECISIONS[precision],
         micro_batch=micro_batch,
         tokens=tokens,
         offload=offload == "CPU",
@@ -78,7 +80,7 @@ def planned(case: tuple[str, dict[str, Any], int, str, str, int, int]) -> tuple[
     return shape, memory
 
 
-def take(case: tuple[str, dict[str, Any], int, str, str, int, int], steps: int) -> dict[str, Any]:
+def take(case: Case, steps: int) -> dict[str, Any]:
     """One case on this machine's GPU."""
     family, config, stage, offload, precision, micro_batch, tokens = case
     encoder = family in ENCODERS

@@ -15,6 +15,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.money import Nanodollars, for_people, to_decimal_string
+from orchestrator.planning.hardware import PRECISIONS
 from orchestrator.planning.memory import Memory, estimate
 from orchestrator.planning.options import Layout, Work, layouts, work
 from orchestrator.planning.shapes import BUILT_VOCABULARY, ModelShape, UnknownShape, read_shape
@@ -102,15 +103,15 @@ def estimates(job: TrainingJob, planned: Plan, working_dir: Path, prices: PriceB
         found.notes.append(f"memory and time: {error}; --probe measures them" if not wishes.probe_steps else str(error))
         return found
     tokens = min(job.spec.data.max_length if job.spec.data else 128, found.shape.positions or 2**31)
-    precision = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}.get(planned.precision, "")
-    if not precision:
-        measured = None if found.probe is None else found.probe["precision"]
+    precision = PRECISIONS.get(planned.precision)
+    if precision is None:  # Auto: as measured here, else as most machines of the kind decide
+        measured = None if found.probe is None else PRECISIONS.get(str(found.probe["precision"]).upper())
         precision = measured or ("bf16" if planned.gpus_per_worker else "fp32")
     found.memory = estimate(
         found.shape,
         stage=planned.stage.stage,
         ranks=planned.world_size,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         micro_batch=planned.batch.micro_batch,
         tokens=tokens,
         offload=planned.stage.offload,
@@ -145,6 +146,8 @@ def _shape(job: TrainingJob, working_dir: Path, notes: list[str]) -> ModelShape:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UnknownShape(f"{folder / 'config.json'} cannot be read ({error})") from error
+        if not isinstance(config, dict):
+            raise UnknownShape(f"{folder / 'config.json'} is not a JSON object")
     vocabulary = None
     if scratch and (folder is None or not (folder / "tokenizer.json").is_file()):
         vocabulary = BUILT_VOCABULARY
@@ -314,14 +317,18 @@ def _probe(
         "microBatch": planned.batch.micro_batch,
         "steps": steps,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.training.probe"],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=PROBE_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.training.probe"],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        found.notes.append(f"the probe was ended after {PROBE_SECONDS} s; try fewer steps")
+        return
     last = done.stdout.strip().splitlines()[-1:] or ["{}"]
     measured = json.loads(last[0]) if last[0].startswith("{") else {}
     if "seconds" not in measured:

@@ -41,7 +41,8 @@ def look(record: JobRecord, owed: Nanodollars | None, now_ns: int) -> Verdict | 
     allowed, spent = limit(record), owed
     if allowed is None or spent is None or spent < allowed or record.state.stopping is not None:
         return None
-    action = str(record.document["spec"]["budget"]["onExceeded"])
+    budget = record.document["spec"].get("budget") or {}  # none of its own: a resume set the limit
+    action = str(budget.get("onExceeded", "Suspend"))
     told = f"It has cost {for_people(spent)} of {for_people(allowed)}."
     if action != "ShrinkToMin":
         return Verdict(BudgetReached(now_ns, told, fail=action == "Fail"))

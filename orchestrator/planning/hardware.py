@@ -12,7 +12,11 @@ on one H100 (`benchmarks/gpu_memory.py`): 0.18 with Llamas of 1 and 3 billion pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+Precision = Literal["bf16", "fp16", "fp32"]
+PRECISIONS: dict[str, Precision] = {"BF16": "bf16", "FP16": "fp16", "FP32": "fp32"}
+"""`model.precision`, but Auto, as the arithmetic names it."""
 GIB = 2**30
 _MEASURED_LOW, _PUBLIC_HIGH = 0.18, 0.46
 _SMALL_TERAFLOPS = 25.0
@@ -96,13 +100,9 @@ def gpus_of(instance_type: str) -> tuple[Gpu, int] | None:
     return None if found is None else (GPUS[found[0]], found[1])
 
 
-def precision_on(wish: str, gpu: Gpu) -> str | None:
+def precision_on(wish: str, gpu: Gpu) -> Precision | None:
     """bf16, fp16 or fp32 for a job's `model.precision` on this GPU, as a worker would choose; None where it has none such."""
-    match wish:
-        case "FP32":
-            return "fp32"
-        case "BF16":
-            return "bf16" if gpu.bf16 else None
-        case "FP16":
-            return "fp16"
-    return "bf16" if gpu.bf16 else "fp16"
+    asked = PRECISIONS.get(wish)
+    if asked is None:
+        return "bf16" if gpu.bf16 else "fp16"
+    return None if asked == "bf16" and not gpu.bf16 else asked

@@ -14,13 +14,12 @@ kernel is taken for granted; memory that the allocator holds in pieces too small
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from orchestrator.domain.quantities import format_bytes
+from orchestrator.planning.hardware import Precision
 from orchestrator.planning.shapes import GATED, ModelShape
 from orchestrator.planning.stage import Stage
 
-Precision = Literal["bf16", "fp16", "fp32"]
 BUCKET = 50_000_000
 """Elements of a communication bucket in `deepspeed_configs`."""
 SUB_GROUP = 1_000_000_000

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.planning.batch import LARGEST_AUTOMATIC_MICRO_BATCH, Batch, divide
-from orchestrator.planning.hardware import Gpu, gpus_of, precision_on
-from orchestrator.planning.memory import Memory, Precision, estimate
+from orchestrator.planning.hardware import Gpu, Precision, gpus_of, precision_on
+from orchestrator.planning.memory import Memory, estimate
 from orchestrator.planning.shapes import ModelShape
 from orchestrator.planning.stage import Stage, choose_stage
 from orchestrator.spec.models import TrainingJob
@@ -98,7 +98,7 @@ def layouts(job: TrainingJob, shape: ModelShape, instance_types: list[str]) -> t
 
 
 def lay_out(
-    job: TrainingJob, shape: ModelShape, name: str, gpu: Gpu, count: int, workers: int, precision: str
+    job: TrainingJob, shape: ModelShape, name: str, gpu: Gpu, count: int, workers: int, precision: Precision
 ) -> Layout:
     """The job on `workers` machines of `count` GPUs: the first choice of stage and micro-batch that fits, or else the last."""
     spec, ranks = job.spec, workers * count
@@ -117,7 +117,7 @@ def lay_out(
                 shape,
                 stage=stage,
                 ranks=ranks,
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 micro_batch=size,
                 tokens=tokens,
                 offload=told.offload,
@@ -126,7 +126,7 @@ def lay_out(
                 told.because if stage == told.stage else f"ZeRO-{stages[stages.index(stage) - 1]} needs more memory"
             )
             batch = divide(spec.training.global_batch_size, ranks, size)
-            layout = Layout(name, gpu, workers, ranks, stage, told.offload, precision, batch, memory, because)  # type: ignore[arg-type]
+            layout = Layout(name, gpu, workers, ranks, stage, told.offload, precision, batch, memory, because)
             if layout.fits:
                 return layout
     assert layout is not None  # there is always a stage and a size

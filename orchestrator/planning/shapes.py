@@ -102,6 +102,12 @@ _NAMES = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "nu
           "attn_pdrop": "attention_dropout", "attention_probs_dropout_prob": "attention_dropout"}  # fmt: skip
 
 
+_MAY_BE_ABSENT = {"intermediate_size", "num_key_value_heads", "head_dim"}
+_NUMBERS = _MAY_BE_ABSENT | {
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings", "type_vocab_size"
+}  # fmt: skip
+
+
 def read_shape(
     config: Mapping[str, Any], *, language_model: bool, labels: int = 2, vocabulary: int | None = None
 ) -> ModelShape:
@@ -114,9 +120,12 @@ def read_shape(
     plain = {_NAMES.get(name, name): value for name, value in FAMILIES[family].items()}
     given = {_NAMES.get(name, name): value for name, value in config.items()}
     plain |= {name: value for name, value in given.items() if name in plain or name == "head_dim"}
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"):
-        if not isinstance(plain[name], int) or isinstance(plain[name], bool) or plain[name] < 1:
-            raise UnknownShape(f"{name} of the configuration is {plain[name]!r}, not a whole number above 0")
+    for name in sorted(_NUMBERS & set(plain)):
+        value = plain[name]
+        if value is None and name in _MAY_BE_ABSENT:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < (0 if name == "type_vocab_size" else 1):
+            raise UnknownShape(f"{name} of the configuration is {value!r}, not a whole number above 0")
     if vocabulary is not None:
         plain["vocab_size"] = vocabulary
     return _shape(family, plain, config, language_model=language_model, labels=labels)

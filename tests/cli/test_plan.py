@@ -146,3 +146,21 @@ def test_without_numpy_spot_is_a_note(cli: Cli, llama: Path, monkeypatch: pytest
     assert run.code == 0
     assert "Note: spot: a forecast needs" in run.out
     assert "Choice: 1 x p3.2xlarge: the cheapest on demand" in run.out
+
+
+def test_a_probe_that_takes_too_long_is_a_note(cli: Cli, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that outlasts its time is ended; the plan stands without it."""
+    monkeypatch.setattr("orchestrator.cli.estimates.PROBE_SECONDS", 0.01)
+    run = cli("plan", "job.yaml", "--probe", "2")
+    assert run.code == 0
+    assert "Note: the probe was ended after" in run.out
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", '{"model_type": "bert", "hidden_size": null}'])
+def test_a_broken_configuration_is_a_note(text: str, cli: Cli, llama: Path) -> None:
+    """A model folder whose config.json is not one, or has no usable size: the reason, and the plan all the same."""
+    (llama / "model").mkdir()
+    (llama / "model" / "config.json").write_text(text, encoding="utf-8")
+    run = cli("plan", "job.yaml", "--set", "spec.model.source=model", "--set", "spec.model.config={}")
+    assert run.code == 0, run.err
+    assert "Note: memory and time:" in run.out

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.accounting import Billing, Category, PriceBook
 from orchestrator.controller import budgets
 from orchestrator.domain.errors import Conflict, UsageError
-from orchestrator.domain.money import parse_dollars
+from orchestrator.domain.money import Nanodollars, parse_dollars
 from orchestrator.lifecycle import Phase
 from orchestrator.platforms.prices import load_prices
 from tests.controller.world import GATES, World, document
@@ -161,3 +161,18 @@ def test_status_tells_the_budget(world: World) -> None:
     world.submit("free", suspend=True)
     assert world.controller.view(world.job("limited"))["status"]["budgetUSD"] == "12.50"
     assert "budgetUSD" not in world.controller.view(world.job("free"))["status"]
+
+
+def test_a_resume_may_limit_a_job_that_had_no_budget(world: World) -> None:
+    """The limit of a resume holds also where the job file names none: the job saves and is suspended; others go on."""
+    world.submit("late-limit", steps=1000, allowed=3)
+    world.until("late-limit", lambda found: found.state.step == 3)
+    world.controller.request("default", "late-limit", "suspend")
+    spent = world.controller.statement(world.until_phase("late-limit", Phase.SUSPENDED).uid).total
+    assert spent is not None
+    GATES["late-limit"].open(3)
+    world.controller.resume("default", "late-limit", Nanodollars(spent + 4_000_000))
+    record = world.until_phase("late-limit", Phase.SUSPENDED)
+    assert record.state.reason == "BudgetSuspended"
+    world.submit("other", steps=1, allowed=1)
+    world.until_phase("other", Phase.SUCCEEDED)

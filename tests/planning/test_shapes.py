@@ -81,6 +81,8 @@ def test_lora_counts_both_matrices_of_each_linear_layer() -> None:
         ({"model_type": "mamba"}, "of the family 'mamba'"),
         ({"model_type": "bert", "hidden_size": "768"}, "hidden_size of the configuration is '768'"),
         ({"model_type": "gpt2", "n_layer": 0}, "num_hidden_layers of the configuration is 0"),
+        ({"model_type": "llama", "num_key_value_heads": "4"}, "num_key_value_heads of the configuration is '4'"),
+        ({"model_type": "gpt2", "n_inner": [3072]}, "intermediate_size of the configuration is"),
         ({"model_type": "llama", "vocab_size": True}, "vocab_size of the configuration is True"),
     ],
 )
